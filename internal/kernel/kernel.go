@@ -1,0 +1,34 @@
+// Package kernel finds the kernels of a machine, or of a folder that holds one
+// (an image, a chroot), and says of each what building and loading need: its
+// build tree, its configuration and compiler, and what is missing, by name.
+//
+// It reads only. Find is the place to start.
+package kernel
+
+// Release is one kernel of a machine, as uname -r names it.
+type Release struct {
+	Name    string `json:"release"`           // uname -r, for instance "6.1.0-56-amd64"
+	Arch    string `json:"arch,omitempty"`    // uname -m name, for instance "x86_64"; "" when neither tree nor config tells
+	Running bool   `json:"running,omitempty"` // the kernel this process runs on; never set under a root other than "/"
+	Modules string `json:"modules,omitempty"` // /lib/modules/<release> as named inside the root; "" when there is none
+	Image   string `json:"image,omitempty"`   // vmlinuz as named inside the root; "" when there is none
+	Tree    *Tree  `json:"tree,omitempty"`    // build tree; nil when Missing says why there is none that can be used
+
+	// Missing names what this kernel lacks for a build, in words for people.
+	Missing []Missing `json:"missing,omitempty"`
+}
+
+// Missing is one thing that a kernel lacks, and the command that brings it.
+type Missing struct {
+	What   string `json:"what"`             // "headers for 6.1.0-56-amd64 are not installed"
+	Remedy string `json:"remedy,omitempty"` // "apt install linux-headers-6.1.0-56-amd64"; "" when unknown
+}
+
+// Tree is a build tree: what /lib/modules/<release>/build leads to.
+type Tree struct {
+	Path    string `json:"path"`         // as named inside the root, links resolved
+	Host    string `json:"-"`            // the same folder as this process opens it
+	CC      string `json:"cc,omitempty"` // CONFIG_CC_VERSION_TEXT: the compiler that built the kernel
+	Config  Config `json:"-"`            // <tree>/.config
+	Symvers string `json:"-"`            // Module.symvers as this process opens it
+}
