@@ -1,0 +1,79 @@
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// ErrNoDepmod: no depmod(8) on PATH, /sbin or /usr/sbin.
+var ErrNoDepmod = errors.New("depmod is not on this machine")
+
+// ErrReadOnly: the registry was opened for reading.
+var ErrReadOnly = errors.New("the registry is open for reading only")
+
+// NotFoundError says that no source has this name, or none this version.
+type NotFoundError struct {
+	Name, Version string
+	Near          []string // names, or versions when Version is set, that do exist; best first
+}
+
+func (e *NotFoundError) Error() string {
+	if e.Version != "" {
+		return fmt.Sprintf("%s@%s is not in the registry", e.Name, e.Version)
+	}
+	return e.Name + " is not in the registry"
+}
+
+// InUseError says that a source cannot be removed while it is installed.
+type InUseError struct {
+	Name, Version string
+	Releases      []string // kernel releases it is installed for
+}
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("%s@%s is installed for %s", e.Name, e.Version, strings.Join(e.Releases, ", "))
+}
+
+// OwnedError says that another package has installed a module of this name.
+type OwnedError struct{ Module, Owner string }
+
+func (e *OwnedError) Error() string {
+	return fmt.Sprintf("module %s belongs to package %s", e.Module, e.Owner)
+}
+
+// ForeignError says that a file which no install row names is in the way.
+type ForeignError struct{ Path string }
+
+func (e *ForeignError) Error() string { return e.Path + " was not put there by kmodctl" }
+
+// NoModulesError says that a kernel release has no folder of modules here.
+type NoModulesError struct{ Release, Path string }
+
+func (e *NoModulesError) Error() string { return e.Path + " does not exist" }
+
+// LinkError says that a path under a root leads out of it, or elsewhere in it,
+// for a program that does not know of the root.
+type LinkError struct{ Path, Leads, Want string }
+
+func (e *LinkError) Error() string {
+	return fmt.Sprintf("%s leads to %s, not to %s, for a depmod outside the root", e.Path, e.Leads, e.Want)
+}
+
+// CorruptError says that a blob's content is not what its name promises.
+type CorruptError struct{ Path, Want, Got string }
+
+func (e *CorruptError) Error() string {
+	return fmt.Sprintf("%s is damaged: its sha256 is %s", e.Path, e.Got)
+}
+
+// SchemaError says that the database is of another kmodctl's making.
+type SchemaError struct{ Path, Schema, WrittenBy string }
+
+func (e *SchemaError) Error() string {
+	by := e.WrittenBy
+	if by == "" {
+		by = "an unknown kmodctl"
+	}
+	return fmt.Sprintf("%s has schema %q, written by %s; this kmodctl knows schema %s", e.Path, e.Schema, by, schemaVersion)
+}
