@@ -1,0 +1,197 @@
+package vm
+
+import (
+	"context"
+	"crypto/rand"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// machine is one guest, ready to be booted, more than once if need be.
+type machine struct {
+	Config
+	qemu      string // path of the emulator
+	token     string
+	kernel    *os.File
+	initramfs *os.File
+
+	out *output // of the last boot
+}
+
+// prepare makes everything that QEMU will read.
+func prepare(c Config) (*machine, error) {
+	if err := checkInit(c.Init); err != nil {
+		return nil, err
+	}
+	if c.MemoryMB == 0 {
+		c.MemoryMB = 512
+	}
+	if c.Output == nil {
+		c.Output = io.Discard
+	}
+	if c.Console == nil {
+		c.Console = io.Discard
+	}
+	kernel, err := openKernel(c.Image)
+	if err != nil {
+		return nil, err
+	}
+	m := &machine{Config: c, token: rand.Text(), kernel: kernel}
+	if m.initramfs, err = writeInitramfs(m.task(), c); err != nil {
+		kernel.Close()
+		return nil, fmt.Errorf("write initramfs: %w", err)
+	}
+	return m, nil
+}
+
+func (m *machine) close() {
+	m.kernel.Close()
+	m.initramfs.Close()
+}
+
+// checkInit refuses what the kernel could not start: there is no dynamic linker
+// in the guest.
+func checkInit(path string) error {
+	f, err := elf.Open(path)
+	if err != nil {
+		return fmt.Errorf("read init: %w", err)
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return fmt.Errorf("init %s is not static (built with CGO_ENABLED=1?)", path)
+		}
+	}
+	return nil
+}
+
+// task is what the guest's pid 1 is told.
+func (m *machine) task() task {
+	env := map[string]string{
+		"HOME": "/root",
+		"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"TERM": "dumb",
+		marker: "1",
+	}
+	maps.Copy(env, m.Env)
+	t := task{Token: m.token, Args: m.Args, Dir: m.Dir}
+	for k, v := range env {
+		t.Env = append(t.Env, k+"="+v)
+	}
+	if t.Dir == "" {
+		t.Dir = "/"
+	}
+	return t
+}
+
+// Why a boot was ended from our side.
+var (
+	errTimeout = errors.New("timeout")
+	errNoBegin = errors.New("no begin")
+	errResult  = errors.New("result arrived")
+)
+
+// rebootTime is how long a guest may take to reboot once its result is here. A
+// kernel that a module has hurt may never manage; the result stands.
+const rebootTime = 5 * time.Second
+
+// boot runs the guest once. With beginWithin it is killed if its init does not
+// start within that time.
+func (m *machine) boot(ctx context.Context, accel string, beginWithin time.Duration) (exit int, err error) {
+	timeout := m.Timeout
+	if timeout == 0 {
+		timeout = defaultTimeout(accel)
+	}
+	guest, kill := context.WithCancelCause(ctx)
+	defer kill(nil)
+	defer time.AfterFunc(timeout, func() { kill(errTimeout) }).Stop()
+	m.out = newOutput(m.token, m.Output, func() { time.AfterFunc(rebootTime, func() { kill(errResult) }) })
+	if out := m.out; beginWithin > 0 {
+		defer time.AfterFunc(beginWithin, func() {
+			if !out.begun() {
+				kill(errNoBegin)
+			}
+		}).Stop()
+	}
+	var console, stderr tail
+	err = m.exec(guest, accel, io.MultiWriter(&console, m.Console), &stderr)
+	if err == nil && m.out.err != nil {
+		return -1, fmt.Errorf("pass on output: %w", m.out.err)
+	}
+	if m.out.state == "exit" {
+		return m.out.result, nil
+	}
+	if ctx.Err() != nil {
+		return -1, fmt.Errorf("boot %s: %w", m.Image, context.Cause(ctx))
+	}
+	failure := &Error{Image: m.Image, Console: console.String()}
+	switch cause := context.Cause(guest); {
+	case m.out.state == "signal":
+		failure.Reason = fmt.Sprintf("the program was killed by signal %d (%s)", m.out.result, unix.Signal(m.out.result))
+	case cause == errTimeout && m.out.begun():
+		failure.Reason = fmt.Sprintf("the program did not end within %v", timeout)
+	case cause == errTimeout:
+		failure.Reason = fmt.Sprintf("the kernel did not reach its init within %v", timeout)
+	case cause == errNoBegin:
+		failure.Reason = fmt.Sprintf("the kernel did not reach its init within %v", beginWithin)
+	case err != nil:
+		failure.Reason = strings.TrimSpace(fmt.Sprintf("%s: %v: %s", qemu, err, stderr.String()))
+	default:
+		failure.Reason = ending(failure.Console, m.out.begun())
+	}
+	return -1, failure
+}
+
+// ending says why a guest went away by itself.
+func ending(console string, begun bool) string {
+	for line := range strings.Lines(console) {
+		if _, why, ok := strings.Cut(line, "Kernel panic - "); ok {
+			return "kernel panic: " + strings.TrimPrefix(strings.TrimSpace(why), "not syncing: ")
+		}
+	}
+	if begun {
+		return "the guest ended before its program did"
+	}
+	return "the guest ended before its program began"
+}
+
+// exec runs QEMU to its end. The kernel, the initramfs and the console are open
+// files that it finds under /proc/self/fd, so none of them needs a name.
+func (m *machine) exec(ctx context.Context, accel string, console io.Writer, stderr io.Writer) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	cmd := exec.CommandContext(ctx, m.qemu,
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-M", "q35", "-accel", accel, "-cpu", "max", "-smp", "1", "-m", fmt.Sprint(m.MemoryMB),
+		"-kernel", "/proc/self/fd/3", "-initrd", "/proc/self/fd/4",
+		"-chardev", "file,id=console,path=/proc/self/fd/5",
+		"-serial", "chardev:console", "-serial", "stdio",
+		"-append", strings.TrimSpace("console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests "+marker+"=1 "+m.Append))
+	cmd.ExtraFiles = []*os.File{m.kernel, m.initramfs, w}
+	cmd.Stdout, cmd.Stderr = m.out, stderr
+	// A group of its own: Ctrl-C is for us, and ctx kills QEMU. The death signal comes
+	// when the thread that started it ends (prctl(2)), hence the lock.
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return err
+	}
+	io.Copy(console, r) // until QEMU ends
+	return cmd.Wait()
+}
