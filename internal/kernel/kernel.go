@@ -2,13 +2,14 @@
 // (an image, a chroot), and says of each what building and loading need: its
 // build tree, its configuration and compiler, and what is missing, by name.
 //
-// It reads only. Find is the place to start.
+// Find is the place to start, Get has one kernel. The package reads only; a
+// kernel that lacks something is a fact in its Release, not an error.
 package kernel
 
 // Release is one kernel of a machine, as uname -r names it.
 type Release struct {
 	Name    string `json:"release"`           // uname -r, for instance "6.1.0-56-amd64"
-	Arch    string `json:"arch,omitempty"`    // uname -m name, for instance "x86_64"; "" when neither tree nor config tells
+	Arch    string `json:"arch,omitempty"`    // uname -m name, for instance "x86_64": of the tree's configuration, else of the host; "" when neither tells
 	Running bool   `json:"running,omitempty"` // the kernel this process runs on; never set under a root other than "/"
 	Modules string `json:"modules,omitempty"` // /lib/modules/<release> as named inside the root; "" when there is none
 	Image   string `json:"image,omitempty"`   // vmlinuz as named inside the root; "" when there is none

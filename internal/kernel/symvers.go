@@ -1,0 +1,68 @@
+package kernel
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+)
+
+// Symbol is one line of a Module.symvers: a symbol that the kernel or one of its
+// modules exports.
+type Symbol struct {
+	CRC       uint32 // modversions CRC; 0 on a kernel without CONFIG_MODVERSIONS
+	Module    string // "vmlinux", or the module's path without .ko: "drivers/net/tun"
+	Export    string // "EXPORT_SYMBOL" or "EXPORT_SYMBOL_GPL"; kernels before 5.12 have further ones
+	Namespace string // "" for none; since 5.4
+}
+
+// ReadSymvers reads a Module.symvers (scripts/mod/modpost.c, write_dump) into
+// its symbols by name. Lines have four fields before kernel 5.4 and five since;
+// 5.4 and 5.5 had the namespace third, which is understood as well (5190044c2965
+// moved it). The error names the line.
+func ReadSymvers(r io.Reader) (map[string]Symbol, error) {
+	text, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	const bytesPerLine = 64
+	symbols := make(map[string]Symbol, len(text)/bytesPerLine)
+	number := 0
+	for line := range strings.Lines(string(text)) {
+		number++
+		line = strings.TrimSuffix(line, "\n")
+		if line == "" {
+			continue
+		}
+		name, symbol, err := parseSymbol(strings.Split(line, "\t"))
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", number, err)
+		}
+		if _, twice := symbols[name]; twice {
+			return nil, fmt.Errorf("line %d: symbol %s is there twice", number, name)
+		}
+		symbols[name] = symbol
+	}
+	return symbols, nil
+}
+
+func parseSymbol(field []string) (name string, s Symbol, err error) {
+	if len(field) != 4 && len(field) != 5 {
+		return "", s, fmt.Errorf("%d fields, want CRC, symbol, module, export and namespace", len(field))
+	}
+	if len(field) == 5 {
+		s.Namespace = field[4]
+		if strings.HasPrefix(s.Namespace, "EXPORT_") && !strings.HasPrefix(field[3], "EXPORT_") {
+			s.Namespace, field[2], field[3] = field[2], field[3], field[4]
+		}
+	}
+	crc, err := strconv.ParseUint(field[0], 0, 32)
+	if err != nil {
+		return "", s, fmt.Errorf("CRC %q: %w", field[0], err)
+	}
+	if field[1] == "" {
+		return "", s, fmt.Errorf("no symbol name")
+	}
+	s.CRC, s.Module, s.Export = uint32(crc), field[2], field[3]
+	return field[1], s, nil
+}
