@@ -1,0 +1,90 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// What a kernel can be asked in vain.
+var (
+	// ErrNoModules: there is no /proc/modules, and the system calls give ENOSYS.
+	ErrNoModules = errors.New("this kernel has no module support (a container or VPS that shares its host's kernel?)")
+	// ErrNoCapability: capabilities(7), CAP_SYS_MODULE is not effective.
+	ErrNoCapability = errors.New("this process may not load or remove modules (no CAP_SYS_MODULE)")
+	// ErrModulesDisabled: the sysctl can only be set, not be cleared.
+	ErrModulesDisabled = errors.New("kernel.modules_disabled is 1: until the next boot nothing can be loaded or removed")
+	// ErrBuiltin: the module is part of the kernel image.
+	ErrBuiltin = errors.New("built into the kernel")
+	// ErrPermanent: /proc/modules marks the module "[permanent]".
+	ErrPermanent = errors.New("it has no exit function, so that only a reboot removes it")
+)
+
+// NotFoundError is returned for a module that neither the caller's Lookup nor
+// the index of the release has.
+type NotFoundError struct {
+	Name     string
+	NeededBy string   // the module that needs it; "" when it was asked for
+	Near     []string // names that may have been meant
+	Release  string
+}
+
+func (e *NotFoundError) Error() string {
+	s := "find module " + e.Name
+	if e.NeededBy != "" {
+		s += ", needed by " + e.NeededBy
+	}
+	return s + ": no such module for kernel " + e.Release
+}
+
+// CycleError is returned for modules that need each other.
+type CycleError struct {
+	Modules []string // the first one closes the cycle and is repeated at the end
+}
+
+func (e *CycleError) Error() string {
+	return "order modules: dependency cycle " + strings.Join(e.Modules, " -> ")
+}
+
+// InUseError is returned for a module that cannot be removed while it has users.
+// Without holders the users are open files, mounts, network interfaces or
+// devices, of which the kernel keeps only the number.
+type InUseError struct {
+	Module  string
+	Holders []string
+	Refcnt  int
+}
+
+func (e *InUseError) Error() string {
+	s := fmt.Sprintf("remove %s: in use", e.Module)
+	if len(e.Holders) > 0 {
+		return s + " by " + strings.Join(e.Holders, ", ")
+	}
+	return s + fmt.Sprintf(" by something that is not a module (refcnt %d)", e.Refcnt)
+}
+
+// KernelError is the kernel's refusal of one module. Error says what happened;
+// Log and Cause, which say why, are for the lines below it.
+type KernelError struct {
+	Op       string // Insert or Remove
+	Module   string
+	Path     string // the file; "" for a removal
+	Release  string // the kernel that refused
+	BuiltFor string // the release in the file's vermagic; "" for a removal
+	Errno    unix.Errno
+	Log      []string // what the kernel printed about the module during the call, oldest first
+	Cause    string   // in plain words
+}
+
+func (e *KernelError) Error() string {
+	errno := strings.ToLower(e.Errno.Error())
+	if e.Op == Remove {
+		return fmt.Sprintf("remove %s: %s", e.Module, errno)
+	}
+	return fmt.Sprintf("insert %s: kernel %s refused the module: %s", e.Module, e.Release, errno)
+}
+
+// Unwrap lets errors.Is compare with unix.EPERM and its like.
+func (e *KernelError) Unwrap() error { return e.Errno }
