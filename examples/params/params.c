@@ -30,7 +30,11 @@ static char *greeting = "hello";
 module_param(greeting, charp, 0644);
 MODULE_PARM_DESC(greeting, "text to greet with");
 
-/* The array's size is the limit; ports_len is how many were given. */
+/*
+ * The array's size is the limit; ports_len is how many were given. Unlike
+ * count below, a refused array is not left as it was: the kernel stores each
+ * number as it reads it.
+ */
 static int ports[4] = { 80 };
 static unsigned int ports_len = 1;
 module_param_array(ports, int, &ports_len, 0644);
