@@ -1,0 +1,170 @@
+package build
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"kmodctl/internal/kernel"
+)
+
+// Builder is the version of how this package builds. It is an input of every
+// artifact: raise it when the same sources come out as other bytes.
+const Builder = "1"
+
+// Input is one thing that an artifact is made from. Names are words for people:
+// "Module.symvers changed".
+type Input struct {
+	Name  string `json:"name"`
+	Value string `json:"value"` // a sha256 in hex, or a version line
+}
+
+// Inputs lists everything that goes into the artifact of a package for k, in a
+// fixed order, and the compiler that will make it. sourceDigest stands for the
+// files of the source. tool gives a program's version line; Inputs starts no
+// process, so that a caller who remembers these lines starts none either. It opens
+// .config and Module.symvers of the build tree, once in a process while they stay
+// the same.
+func Inputs(m *Manifest, sourceDigest string, k kernel.Release, tool func(path string) (identity string, err error)) ([]Input, *Toolchain, error) {
+	if k.Tree == nil {
+		return nil, nil, errors.New(lacks(k))
+	}
+	manifest, err := json.Marshal(m)
+	if err != nil {
+		return nil, nil, err
+	}
+	config, err := digestConfig(k.Tree.Host)
+	if err != nil {
+		return nil, nil, err
+	}
+	symvers, err := digestFile(k.Tree.Symvers)
+	if err != nil {
+		return nil, nil, err
+	}
+	chain, err := findToolchain(k.Tree.CC, tool)
+	if err != nil {
+		return nil, nil, err
+	}
+	pahole, err := paholeIdentity(k, tool)
+	if err != nil {
+		return nil, nil, err
+	}
+	return []Input{
+		{"builder", Builder},
+		{"source", sourceDigest},
+		{"manifest", digest(manifest)},
+		{"release", k.Name},
+		{"config", config},
+		{"Module.symvers", symvers},
+		{"compiler", chain.Identity},
+		{"pahole", pahole},
+		{"flags", strings.Join(append(chain.flags(), reproducible...), " ")},
+	}, chain, nil
+}
+
+// Hash is the key of the artifact that in makes: sha256 in hex over its lines
+// "name value".
+func Hash(in []Input) string {
+	h := sha256.New()
+	for _, i := range in {
+		fmt.Fprintf(h, "%s %s\n", i.Name, i.Value)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// Changed names the inputs whose value differs, in the order of new; those that
+// only old has come last.
+func Changed(old, new []Input) []string {
+	before := map[string]string{}
+	for _, i := range old {
+		before[i.Name] = i.Value
+	}
+	var names []string
+	for _, i := range new {
+		if value, ok := before[i.Name]; !ok || value != i.Value {
+			names = append(names, i.Name)
+		}
+		delete(before, i.Name)
+	}
+	for _, i := range old {
+		if _, gone := before[i.Name]; gone {
+			names = append(names, i.Name)
+		}
+	}
+	return names
+}
+
+// paholeIdentity is the version of pahole where it writes into the modules: kbuild
+// makes BTF of a module only when the configuration asks for it and the build tree
+// has the kernel's own (scripts/Makefile.modfinal).
+func paholeIdentity(k kernel.Release, tool func(string) (string, error)) (string, error) {
+	if !k.Tree.Config.Has("DEBUG_INFO_BTF_MODULES") {
+		return "not used", nil
+	}
+	if _, err := os.Stat(filepath.Join(k.Tree.Host, "vmlinux")); err != nil {
+		return "not used", nil
+	}
+	path, err := findProgram("pahole")
+	if err != nil {
+		return "not installed", nil
+	}
+	return tool(path)
+}
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// digestConfig reads the tree's configuration: .config, or what is left of it in
+// trees that come without.
+func digestConfig(tree string) (string, error) {
+	sum, err := digestFile(filepath.Join(tree, ".config"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return digestFile(filepath.Join(tree, "include/config/auto.conf"))
+	}
+	return sum, err
+}
+
+// fileKey tells one content of a path from the next, as far as stat(2) can.
+type fileKey struct {
+	path         string
+	dev, ino     uint64
+	size         int64
+	mtime, ctime unix.Timespec
+}
+
+var digests sync.Map // fileKey to string: every package for one kernel asks for the same two files
+
+func digestFile(path string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	key := fileKey{path, st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}
+	if sum, ok := digests.Load(key); ok {
+		return sum.(string), nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", fmt.Errorf("read %s: %w", path, err)
+	}
+	sum := hex.EncodeToString(h.Sum(nil))
+	digests.Store(key, sum)
+	return sum, nil
+}

@@ -1,0 +1,289 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"kmodctl/internal/kernel"
+)
+
+// Job is one run of kbuild: a package for a kernel.
+type Job struct {
+	Manifest  *Manifest
+	Kernel    kernel.Release
+	Root      kernel.Root // where Kernel is; the toolchain is always this machine's
+	Source    string      // folder with a private copy of the source: it is written to, and given to the build user
+	Toolchain *Toolchain  // from Inputs
+	Log       io.Writer   // what was run, as whom, behind which wall, and all that it printed
+	Jobs      int         // make -j; less than 1 is 1
+}
+
+// Built is one module that a Job made.
+type Built struct {
+	Name string `json:"name"` // kernel's form, with _
+	File string `json:"file"` // the .ko without debug sections, inside Job.Source
+}
+
+// Error is a build that ran and failed.
+type Error struct {
+	Package string   `json:"package"`
+	Release string   `json:"release"`
+	Step    string   `json:"step"`             // patch, prepare, make, collect or strip
+	Line    string   `json:"line,omitempty"`   // the log's first telling line, paths relative to the source
+	Source  []string `json:"source,omitempty"` // the line of the source that it points at, with its number
+	Err     error    `json:"-"`
+}
+
+func (e *Error) Error() string {
+	s := fmt.Sprintf("build %s for %s: ", e.Package, e.Release)
+	if e.Line != "" {
+		return s + e.Line
+	}
+	return s + e.Step + ": " + e.Err.Error()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// cleanEnv is the environment of everything that a build runs: nothing of the
+// caller's, so that the bytes do not depend on him.
+var cleanEnv = append([]string{
+	"PATH=" + strings.Join(searchPath, ":"), "HOME=/nonexistent", "LC_ALL=C", "TZ=UTC",
+}, reproducible...)
+
+// reproducible is what Documentation/kbuild/reproducible-builds.rst asks for. A
+// set timestamp also makes pahole run without -j, whose output is not stable.
+var reproducible = []string{
+	"KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 1970", "KBUILD_BUILD_USER=kmodctl", "KBUILD_BUILD_HOST=kmodctl",
+}
+
+// Run builds j's modules: patches, prepare steps, make -C TREE M=COPY, strip. The
+// error is an *Error when a step of the build failed; ctx's own, wrapped, when it
+// was cancelled; an *exec.Error when a program is not installed. When Run returns,
+// every process that it started is gone.
+func Run(ctx context.Context, j Job) ([]Built, error) {
+	r := &run{Job: j, telling: &telling{}}
+	built, err := r.build(ctx)
+	if ctx.Err() != nil {
+		built, err = nil, ctx.Err()
+	}
+	var failed *Error
+	if err != nil && !errors.As(err, &failed) {
+		err = fmt.Errorf("build %s for %s: %w", j.Manifest.Name, j.Kernel.Name, err)
+	}
+	return built, err
+}
+
+// run is a Job on its way.
+type run struct {
+	Job
+	wall    wall
+	telling *telling
+}
+
+func (r *run) build(ctx context.Context) ([]Built, error) {
+	if r.Kernel.Tree == nil {
+		return nil, errors.New(lacks(r.Kernel))
+	}
+	r.wall = newWall(r.Job)
+	if err := prepareCopy(r.Source, r.wall); err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(r.Log, "%s %s for %s\ncompiler: %s (%s)\n", r.Manifest.Name, r.Manifest.Version, r.Kernel.Name, r.Toolchain.Identity, r.Toolchain.Path)
+	if r.Toolchain.Note != "" {
+		fmt.Fprintf(r.Log, "note: %s\n", r.Toolchain.Note)
+	}
+	if err := r.wall.probe(ctx, r.Log); err != nil {
+		return nil, err
+	}
+	for _, p := range r.Manifest.Build.Patches {
+		if !matches(p.Release, r.Kernel.Name) {
+			continue
+		}
+		if err := r.step(ctx, "patch", "patch", "-p1", "--batch", "--forward", "-i", p.File); err != nil {
+			return nil, err
+		}
+	}
+	for _, argv := range r.Manifest.Build.Prepare {
+		if err := r.step(ctx, "prepare", r.expand(argv)...); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.step(ctx, "make", r.kbuild()...); err != nil {
+		return nil, err
+	}
+	built, err := r.collect()
+	if err != nil {
+		return nil, err
+	}
+	argv := []string{r.Toolchain.strip(), "--strip-debug", "--"}
+	for _, b := range built {
+		argv = append(argv, b.File)
+	}
+	if err := r.step(ctx, "strip", argv...); err != nil {
+		return nil, err
+	}
+	// Stripping ran as the build user, on names of his: look again.
+	return r.found(built)
+}
+
+// kbuild is the command of Documentation/kbuild/modules.rst. CC is given on the
+// command line because Debian's trees set it in .kernelvariables.
+func (r *run) kbuild() []string {
+	argv := []string{"make", "-C", r.Kernel.Tree.Path, "M=" + r.wall.work(), "CC=" + r.Toolchain.Path}
+	argv = append(argv, r.Toolchain.flags()...)
+	argv = append(argv, "-j"+strconv.Itoa(max(r.Jobs, 1)))
+	return append(argv, r.Manifest.Build.Targets...)
+}
+
+// expand puts the values of the placeholders into a prepare step.
+func (r *run) expand(argv []string) []string {
+	values := []string{r.Kernel.Tree.Path, r.wall.work(), r.Kernel.Name, r.Kernel.Arch, r.Toolchain.Path, strconv.Itoa(max(r.Jobs, 1))}
+	var pairs []string
+	for i, name := range placeholders {
+		pairs = append(pairs, name, values[i])
+	}
+	put := strings.NewReplacer(pairs...)
+	out := make([]string, len(argv))
+	for i, arg := range argv {
+		out[i] = put.Replace(arg)
+	}
+	return out
+}
+
+// step runs one command behind the wall, in the copy of the source.
+func (r *run) step(ctx context.Context, name string, argv ...string) error {
+	fmt.Fprintf(r.Log, "+ %s\n", quote(argv))
+	file := argv[0]
+	if !strings.Contains(file, "/") {
+		var err error
+		if file, err = findProgram(file); err != nil {
+			fmt.Fprintln(r.Log, err)
+			return err
+		}
+	}
+	out := &lines{to: r.Log, each: r.telling.read}
+	err := r.wall.run(ctx, file, argv, out)
+	out.flush()
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	fmt.Fprintf(r.Log, "%s: %v\n", argv[0], err)
+	return r.failed(name, fmt.Errorf("%s: %w", argv[0], err))
+}
+
+func (r *run) failed(step string, err error) *Error {
+	e := &Error{Package: r.Manifest.Name, Release: r.Kernel.Name, Step: step, Err: err}
+	if step != "collect" {
+		e.Line, e.Source = r.telling.explain(r.Source, r.wall.work())
+	}
+	return e
+}
+
+// collect finds the .ko of every module of the manifest, - and _ being the same.
+func (r *run) collect() ([]Built, error) {
+	root, err := os.OpenRoot(r.Source)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	var built []Built
+	var absent []string
+	for _, m := range r.Manifest.Modules {
+		file, ok := findModule(root, m)
+		if !ok {
+			absent = append(absent, path.Join(m.Dir, m.Name))
+			continue
+		}
+		built = append(built, Built{Name: moduleName(m.Name), File: file})
+	}
+	if len(absent) == 0 {
+		return built, nil
+	}
+	made := "no module"
+	if all := modulesIn(root); len(all) > 0 {
+		made = strings.Join(all, ", ")
+	}
+	err = fmt.Errorf("kbuild produced %s but the manifest lists %s", made, strings.Join(absent, ", "))
+	fmt.Fprintln(r.Log, err)
+	return nil, r.failed("collect", err)
+}
+
+// found turns the names of built into paths, all of them files: a link of that
+// name would let the source choose what a caller with more rights reads.
+func (r *run) found(built []Built) ([]Built, error) {
+	root, err := os.OpenRoot(r.Source)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	for i, b := range built {
+		info, err := root.Lstat(b.File)
+		if err == nil && !info.Mode().IsRegular() {
+			err = fmt.Errorf("%s is not a regular file", b.File)
+		}
+		if err != nil {
+			return nil, r.failed("collect", err)
+		}
+		built[i].File = filepath.Join(r.Source, b.File)
+	}
+	return built, nil
+}
+
+func findModule(root *os.Root, m Module) (file string, ok bool) {
+	files, err := fs.ReadDir(root.FS(), path.Join(".", m.Dir))
+	if err != nil {
+		return "", false
+	}
+	for _, f := range files {
+		if name, ko := strings.CutSuffix(f.Name(), ".ko"); ko && f.Type().IsRegular() && moduleName(name) == moduleName(m.Name) {
+			return path.Join(m.Dir, f.Name()), true
+		}
+	}
+	return "", false
+}
+
+func modulesIn(root *os.Root) (files []string) {
+	fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() && path.Ext(name) == ".ko" {
+			files = append(files, name)
+		}
+		return nil // what cannot be read is not listed
+	})
+	return files
+}
+
+// prepareCopy gives the copy to the build user and removes .ko files that came
+// with the source: what is found after make must be make's.
+func prepareCopy(dir string, w wall) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.Type().IsRegular() && filepath.Ext(path) == ".ko" {
+			return os.Remove(path)
+		}
+		if !w.Drop {
+			return nil
+		}
+		return os.Lchown(path, w.UID, w.GID)
+	})
+}
+
+func quote(argv []string) string {
+	words := make([]string, len(argv))
+	for i, arg := range argv {
+		words[i] = arg
+		if arg == "" || strings.ContainsAny(arg, " \t\n\"'\\") {
+			words[i] = strconv.Quote(arg)
+		}
+	}
+	return strings.Join(words, " ")
+}

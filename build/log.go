@@ -1,0 +1,141 @@
+package build
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// telling finds, in what a build prints, the line that says why it failed.
+type telling struct {
+	line   string // the first of tellingLines
+	likely string // the first of likelyLines
+}
+
+// Lines that name a cause, in the words of the programs that print them.
+var tellingLines = []*regexp.Regexp{
+	regexp.MustCompile(`^\S.*?:\d+(:\d+)?: (fatal )?error: `),                 // gcc, clang
+	regexp.MustCompile(`^\S*(gcc|cc1|clang|ld|objtool)\S*: (fatal )?error: `), // a driver, ld.lld
+	regexp.MustCompile(`^\S+\.[sS]:\d+: Error: `),                             // as
+	regexp.MustCompile(`^ERROR: `),                                            // modpost, which says its name since 5.8
+	regexp.MustCompile(`undefined reference to `),                             // ld
+	regexp.MustCompile(`^\S*ld(\.bfd|\.lld)?: .*(cannot find|No such file|unrecognized|multiple definition)`),
+	regexp.MustCompile(`\*\*\* .*  Stop\.$`), // make: no rule, missing separator
+	regexp.MustCompile(`^configure: error: `),
+	regexp.MustCompile(`^patch: \*\*\*\* `),
+	regexp.MustCompile(`^Hunk #\d+ FAILED at `),
+	regexp.MustCompile(`^can't find file to patch `),
+}
+
+// Lines that may name it: a missing program does not always end a build, and
+// make's last words name only what was not made.
+var likelyLines = []*regexp.Regexp{
+	regexp.MustCompile(`^(/bin/)?(sh|bash|dash): .*(not found|Permission denied|No such file)`),
+	regexp.MustCompile(`^\S+: \d+: .*(not found|Permission denied)$`), // a script, in dash's words
+	regexp.MustCompile(`^\S*make(\[\d+\])?: \*\*\* `),
+}
+
+const lineLen = 400 // of a line that goes into an error, in bytes
+
+// read looks at one line of the log.
+func (t *telling) read(line string) {
+	if t.line != "" {
+		return
+	}
+	if matchesAny(tellingLines, line) {
+		t.line = line
+	} else if t.likely == "" && matchesAny(likelyLines, line) {
+		t.likely = line
+	}
+}
+
+func matchesAny(res []*regexp.Regexp, line string) bool {
+	return slices.ContainsFunc(res, func(re *regexp.Regexp) bool { return re.MatchString(line) })
+}
+
+var position = regexp.MustCompile(`^([^\s:]+):(\d+)(:\d+)?: `)
+
+// explain returns the telling line, its path relative to the source, and the line
+// of the source that it points at. The copy is at source; work is its path in the
+// log.
+func (t *telling) explain(source, work string) (line string, code []string) {
+	line = t.line
+	if line == "" {
+		line = t.likely
+	}
+	line = strings.ReplaceAll(line, work+"/", "")
+	if len(line) > lineLen {
+		line = line[:lineLen] + "..."
+	}
+	line = strings.ToValidUTF8(line, "?")
+	at := position.FindStringSubmatch(line)
+	if at == nil {
+		return line, nil
+	}
+	n, err := strconv.Atoi(at[2])
+	if err != nil {
+		return line, nil
+	}
+	if text, ok := sourceLine(source, at[1], n); ok {
+		code = []string{fmt.Sprintf("%d | %s", n, text)}
+	}
+	return line, code
+}
+
+// sourceLine reads line n of a file of the copy. The log is the source's own work
+// and may name anything: what lies outside, or is no file, is not read.
+func sourceLine(source, name string, n int) (string, bool) {
+	root, err := os.OpenRoot(source)
+	if err != nil {
+		return "", false
+	}
+	defer root.Close()
+	if !isFile(root, name) {
+		return "", false
+	}
+	data, err := root.ReadFile(name)
+	if err != nil {
+		return "", false
+	}
+	for i, line := range bytes.Split(data, []byte("\n")) {
+		if i+1 == n {
+			text := strings.TrimRight(string(line), "\r")
+			return strings.ToValidUTF8(text[:min(len(text), lineLen)], "?"), true
+		}
+	}
+	return "", false
+}
+
+// lines passes bytes on and hands over each line; a longer one than any compiler
+// writes is handed over in part.
+type lines struct {
+	to   io.Writer
+	each func(line string)
+	part []byte
+}
+
+const partLen = 64 << 10
+
+func (l *lines) Write(p []byte) (int, error) {
+	n, err := l.to.Write(p)
+	for _, b := range p[:n] {
+		if b == '\n' {
+			l.flush()
+		} else if len(l.part) < partLen {
+			l.part = append(l.part, b)
+		}
+	}
+	return n, err
+}
+
+func (l *lines) flush() {
+	if len(l.part) > 0 {
+		l.each(strings.TrimRight(string(l.part), "\r"))
+		l.part = l.part[:0]
+	}
+}

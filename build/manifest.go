@@ -1,0 +1,130 @@
+// Package build turns a package's source into kernel modules: the manifest
+// kmod.toml, the plan of what has to be built for which kernel, and the run of
+// kbuild that makes the .ko files.
+//
+// ParseManifest and CheckSource are the places to start; Decide says whether a
+// build is needed and Run builds. Everything up to Run is data and the same on
+// every machine. Run writes only into the copy of the source that it is given,
+// never runs a source's code as root when it can be another user, and leaves no
+// process behind, however it ends.
+package build
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	toml "github.com/pelletier/go-toml/v2"
+
+	"kmodctl/internal/kernel"
+)
+
+// ManifestFile is the name of the manifest in the folder of a source.
+const ManifestFile = "kmod.toml"
+
+// Manifest is a package as its kmod.toml describes it, defaults filled in.
+// docs/manifest.md explains every key.
+type Manifest struct {
+	Name     string   `toml:"name" json:"name"`
+	Version  string   `toml:"version" json:"version"`
+	Required bool     `toml:"required" json:"required,omitempty"` // the machine cannot be without it
+	Modules  []Module `toml:"module" json:"modules"`              // at least one
+	Kernel   Kernels  `toml:"kernel" json:"kernel"`
+	Build    Recipe   `toml:"build" json:"build"`
+}
+
+// Module is one .ko that kbuild makes of the source.
+type Module struct {
+	Name string `toml:"name" json:"name"`         // without .ko; - and _ are the same
+	Dir  string `toml:"dir" json:"dir,omitempty"` // where kbuild leaves it, relative to the source; "" is its top
+}
+
+// Kernels says which kernels a package applies to; empty fields apply to all.
+type Kernels struct {
+	Release string   `toml:"release" json:"release,omitempty"` // a kernel.Constraint, ">=5.10, <6.13"
+	Config  []string `toml:"config" json:"config,omitempty"`   // "NET", "!PREEMPT_RT": all must hold
+	Arch    []string `toml:"arch" json:"arch,omitempty"`       // uname -m names: one must be the kernel's
+}
+
+// Recipe says how to build where that differs from plain kbuild.
+type Recipe struct {
+	Targets []string   `toml:"targets" json:"targets"`           // of make; "modules" unless given
+	Prepare [][]string `toml:"prepare" json:"prepare,omitempty"` // argv lists with placeholders, run before make
+	Patches []Patch    `toml:"patches" json:"patches,omitempty"` // applied in order, before Prepare
+}
+
+// Patch is a patch file of the source and the kernels that it is for.
+type Patch struct {
+	File    string `toml:"file" json:"file"`                 // relative to the source
+	Release string `toml:"release" json:"release,omitempty"` // a kernel.Constraint; "" is every kernel
+}
+
+// ParseManifest reads a manifest; file is its name for errors. Every error is a
+// *ManifestError: a key that does not exist, a value of the wrong type, a value
+// that cannot be.
+func ParseManifest(file string, data []byte) (*Manifest, error) {
+	var m Manifest
+	keys, bad := readKeys(file, data)
+	if bad != nil {
+		return nil, bad
+	}
+	if err := toml.Unmarshal(data, &m); err != nil {
+		return nil, syntaxError(file, err)
+	}
+	if bad := validate(&m, keys); bad != nil {
+		return nil, bad
+	}
+	if len(m.Modules) == 0 {
+		m.Modules = []Module{{Name: m.Name}}
+	}
+	if len(m.Build.Targets) == 0 {
+		m.Build.Targets = []string{"modules"}
+	}
+	return &m, nil
+}
+
+// Applies reports whether the package is to be built for k, and if not, why not:
+// k's release, architecture or configuration is not one that the manifest names,
+// or k lacks what every build needs.
+func (m *Manifest) Applies(k kernel.Release) (ok bool, why string) {
+	if !matches(m.Kernel.Release, k.Name) {
+		return false, fmt.Sprintf("release %s is not %s", k.Name, m.Kernel.Release)
+	}
+	if len(m.Kernel.Arch) > 0 && k.Arch != "" && !slices.Contains(m.Kernel.Arch, k.Arch) {
+		return false, fmt.Sprintf("arch %s is not %s", k.Arch, strings.Join(m.Kernel.Arch, " or "))
+	}
+	if k.Tree == nil || len(k.Missing) > 0 {
+		return false, lacks(k)
+	}
+	for _, expr := range m.Kernel.Config {
+		if k.Tree.Config.Has(expr) {
+			continue
+		}
+		if name, not := strings.CutPrefix(expr, "!"); not {
+			return false, "config " + name + " is set"
+		}
+		return false, "config " + expr + " is not set"
+	}
+	return true, ""
+}
+
+func lacks(k kernel.Release) string {
+	var what []string
+	for _, m := range k.Missing {
+		what = append(what, m.What)
+	}
+	if len(what) == 0 {
+		return "no build tree for " + k.Name
+	}
+	return strings.Join(what, "; ")
+}
+
+// matches reports whether release is one that constraint names; "" names all.
+// ParseManifest has let only constraints through that can be read.
+func matches(constraint, release string) bool {
+	if constraint == "" {
+		return true
+	}
+	c, err := kernel.ParseConstraint(constraint)
+	return err == nil && c.Match(release)
+}

@@ -1,0 +1,242 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kmodctl/internal/kernel"
+)
+
+// wall is what stands between a source's code and this machine: another user, own
+// mount and process namespaces. It is also the message to the stage child, which
+// builds it from inside.
+type wall struct {
+	Source string // the copy, as this process opens it
+	Work   string // where the copy appears inside the namespace; "" without one
+	Binds  []bind // folders of a root that must appear at their own places
+	Drop   bool   // become UID and GID
+	UID    int
+	GID    int
+
+	File string   // the program; "" only tries the wall
+	Argv []string // its arguments
+
+	root bool // the kernel is one of a root: it cannot be built for without a namespace
+}
+
+// bind is a folder and the place where kbuild expects it.
+type bind struct{ From, At string }
+
+const (
+	workRoot = "/tmp/kmodctl"
+	nobody   = 65534 // the kernel's overflow user, /proc/sys/kernel/overflowuid
+)
+
+// namespaces are the ones that the stage child is born into. A process namespace
+// ends with its first process: killing that one leaves no other.
+var namespaces uintptr = unix.CLONE_NEWNS | unix.CLONE_NEWPID
+
+// User is who builds: the system user kmodctl, else nobody. ok is false when this
+// process is not root and builds as itself.
+func User() (uid, gid int, ok bool) {
+	if os.Geteuid() != 0 {
+		return os.Getuid(), os.Getgid(), false
+	}
+	if u, err := user.Lookup("kmodctl"); err == nil {
+		uid, uidErr := strconv.Atoi(u.Uid)
+		gid, gidErr := strconv.Atoi(u.Gid)
+		if uidErr == nil && gidErr == nil && uid != 0 {
+			return uid, gid, true
+		}
+	}
+	return nobody, nobody, true
+}
+
+func newWall(j Job) wall {
+	w := wall{
+		Source: j.Source,
+		// The same place for everyone: it gets into the bytes (__FILE__, the build-id) and the log.
+		Work:  filepath.Join(workRoot, j.Manifest.Name+"-"+j.Manifest.Version),
+		Binds: treeBinds(j.Root, j.Kernel),
+		root:  !j.Root.IsHost(),
+	}
+	w.UID, w.GID, w.Drop = User()
+	return w
+}
+
+// work is the copy's path as the build sees it.
+func (w *wall) work() string {
+	if w.Work != "" {
+		return w.Work
+	}
+	return w.Source
+}
+
+// treeBinds lists the folders that kbuild will look for at absolute paths.
+func treeBinds(root kernel.Root, k kernel.Release) (binds []bind) {
+	if root.IsHost() {
+		if tree := k.Tree.Host; under(tree, "/tmp") { // the namespace has its own /tmp
+			binds = append(binds, bind{tree, tree})
+		}
+		return binds
+	}
+	add := func(name string) {
+		if from, err := root.Path(name); err == nil {
+			binds = append(binds, bind{from, name})
+		}
+	}
+	add("/usr/src")
+	add(filepath.Join("/lib/modules", k.Name))
+	if lib, err := root.Path("/usr/lib"); err == nil {
+		entries, _ := os.ReadDir(lib)
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), "linux-kbuild-") {
+				add(filepath.Join("/usr/lib", e.Name()))
+			}
+		}
+	}
+	if !under(k.Tree.Path, "/usr/src") {
+		binds = append(binds, bind{k.Tree.Host, k.Tree.Path})
+	}
+	return binds
+}
+
+func under(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && filepath.IsLocal(rel)
+}
+
+// probe finds out whether this machine grants the namespaces, and takes the wall
+// down to a plain process group where it does not; under a root that is an error.
+// The log says which of the two it is.
+func (w *wall) probe(ctx context.Context, log io.Writer) error {
+	what := "own mounts and processes"
+	err := w.run(ctx, "", nil, io.Discard)
+	var setup *setupError
+	switch {
+	case errors.As(err, &setup) && w.root:
+		return fmt.Errorf("building under --root needs a mount namespace: %w", setup)
+	case errors.As(err, &setup) && setup.refused():
+		what = fmt.Sprintf("process group only (namespaces are refused: %v)", setup)
+		w.Work, w.Binds = "", nil
+	case err != nil:
+		return err
+	}
+	as := fmt.Sprintf("uid %d", w.UID)
+	if !w.Drop {
+		as += " (the caller)"
+	}
+	_, err = fmt.Fprintf(log, "isolation: %s, %s\n", what, as)
+	return err
+}
+
+// setupError is a wall that could not be put up.
+type setupError struct {
+	Op    string        `json:"op"`
+	Errno syscall.Errno `json:"errno"`
+}
+
+func (e *setupError) Error() string { return e.Op + ": " + e.Errno.Error() }
+func (e *setupError) Unwrap() error { return e.Errno }
+
+// refused reports whether the kernel or its policy denies namespaces: a container
+// (EPERM), AppArmor (EACCES), user.max_user_namespaces (ENOSPC), a kernel without
+// them (EINVAL, ENOSYS).
+func (e *setupError) refused() bool {
+	switch e.Errno {
+	case unix.EPERM, unix.EACCES, unix.ENOSPC, unix.ENOSYS, unix.EINVAL:
+		return e.Op != opExec
+	}
+	return false
+}
+
+// run executes file behind the wall and waits for it and for all that it started.
+// The error is a *setupError when file never ran, else an *exec.ExitError.
+func (w wall) run(ctx context.Context, file string, argv []string, out io.Writer) error {
+	w.File, w.Argv = file, argv
+	message, err := json.Marshal(w)
+	if err != nil {
+		return err
+	}
+	// The child is told by a signal when the thread that started it ends
+	// (PR_SET_PDEATHSIG), so that thread must live as long as we wait.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+
+	lifeR, lifeW, err := os.Pipe() // its write end is ours alone: it closes when we die
+	if err != nil {
+		return err
+	}
+	defer lifeR.Close()
+	defer lifeW.Close()
+	statusR, statusW, err := os.Pipe() // closes without a word when file is executed
+	if err != nil {
+		return err
+	}
+	defer statusR.Close()
+	defer statusW.Close()
+
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Args = []string{stageName, string(message)}
+	cmd.Env = append(cleanEnv[:len(cleanEnv):len(cleanEnv)], "KMODCTL_WORK="+w.Source)
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.ExtraFiles = []*os.File{lifeR, statusW} // lifeFD, statusFD
+	cmd.SysProcAttr = w.attributes()
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 10 * time.Second // without a namespace a stray child could hold our pipe
+	if err := cmd.Start(); err != nil {
+		var errno syscall.Errno
+		if errors.As(err, &errno) {
+			return &setupError{"clone", errno}
+		}
+		return err
+	}
+	statusW.Close()
+	said, err := io.ReadAll(statusR)
+	waitErr := cmd.Wait()
+	if w.Work == "" {
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it left behind in its group
+	}
+	if err != nil {
+		return err
+	}
+	if len(said) > 0 {
+		var setup setupError
+		if err := json.Unmarshal(said, &setup); err != nil {
+			return fmt.Errorf("read the stage's report: %w", err)
+		}
+		return &setup
+	}
+	return waitErr
+}
+
+func (w wall) attributes() *syscall.SysProcAttr {
+	a := &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if w.Work == "" {
+		return a
+	}
+	a.Cloneflags = namespaces
+	if os.Geteuid() != 0 {
+		// A user namespace grants the mounts. We stay who we are in it, so the right has to pass the exec as ambient.
+		a.Cloneflags |= unix.CLONE_NEWUSER
+		a.UidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1}}
+		a.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getgid(), HostID: os.Getgid(), Size: 1}}
+		a.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
+	}
+	return a
+}
