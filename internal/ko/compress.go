@@ -19,16 +19,20 @@ const maxSize = 512 << 20
 // by its magic bytes and not by a file name: "gzip", "xz" or "zstd", "" when
 // data was not compressed (it is then returned as it is). Errors are *FormatError.
 func Decompress(data []byte) (elf []byte, compression string, err error) {
+	return decompress(data, maxSize)
+}
+
+func decompress(data []byte, limit int64) (elf []byte, compression string, err error) {
 	switch {
 	case bytes.HasPrefix(data, []byte("\x1f\x8b")):
 		compression = "gzip"
-		elf, err = gunzip(data)
+		elf, err = gunzip(data, limit)
 	case bytes.HasPrefix(data, []byte("\xfd7zXZ\x00")):
 		compression = "xz"
-		elf, err = unxz(data)
+		elf, err = unxz(data, limit)
 	case bytes.HasPrefix(data, []byte("\x28\xb5\x2f\xfd")):
 		compression = "zstd"
-		elf, err = unzstd(data)
+		elf, err = unzstd(data, limit)
 	default:
 		return data, "", nil
 	}
@@ -45,24 +49,24 @@ func Decompress(data []byte) (elf []byte, compression string, err error) {
 	return nil, compression, bad
 }
 
-func gunzip(data []byte) ([]byte, error) {
+func gunzip(data []byte, limit int64) ([]byte, error) {
 	r, err := gzip.NewReader(bytes.NewReader(data))
 	if err != nil {
 		return nil, err
 	}
-	return readAll(r, len(data))
+	return readAll(r, len(data), limit)
 }
 
-func unxz(data []byte) ([]byte, error) {
+func unxz(data []byte, limit int64) ([]byte, error) {
 	r, err := xz.NewReader(bytes.NewReader(data))
 	if err != nil {
 		return nil, err
 	}
-	return readAll(r, len(data))
+	return readAll(r, len(data), limit)
 }
 
-func unzstd(data []byte) ([]byte, error) {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxSize))
+func unzstd(data []byte, limit int64) ([]byte, error) {
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(uint64(limit)))
 	if err != nil {
 		return nil, err
 	}
@@ -70,16 +74,16 @@ func unzstd(data []byte) ([]byte, error) {
 	return d.DecodeAll(data, nil)
 }
 
-// readAll reads r to its end, at most maxSize bytes. Modules shrink to about a
+// readAll reads r to its end, at most limit bytes. Modules shrink to about a
 // fifth, so a buffer of four times the input rarely grows more than once.
-func readAll(r io.Reader, compressed int) ([]byte, error) {
+func readAll(r io.Reader, compressed int, limit int64) ([]byte, error) {
 	var b bytes.Buffer
-	b.Grow(min(4*compressed, maxSize))
-	n, err := b.ReadFrom(io.LimitReader(r, maxSize+1))
+	b.Grow(int(min(4*int64(compressed), limit)) + bytes.MinRead)
+	n, err := b.ReadFrom(io.LimitReader(r, limit+1))
 	if err != nil {
 		return nil, err
 	}
-	if n > maxSize {
+	if n > limit {
 		return nil, ErrTooLarge
 	}
 	return b.Bytes(), nil

@@ -207,7 +207,10 @@ func NormalizeName(s string) string { return strings.ReplaceAll(s, "-", "_") }
 // NameOfFile guesses a module's name from its file: "foo-bar.ko.xz" gives
 // "foo_bar". Only a guess: kbuild lets them differ, and Info.Name is the truth.
 func NameOfFile(path string) string {
-	base, _, _ := strings.Cut(filepath.Base(path), ".ko")
+	base := filepath.Base(path)
+	for _, suffix := range []string{".gz", ".xz", ".zst", ".ko"} {
+		base = strings.TrimSuffix(base, suffix)
+	}
 	return NormalizeName(base)
 }
 
