@@ -150,7 +150,7 @@ func (x *Index) Near(name string) []string {
 	name = ko.NormalizeName(name)
 	var all []near
 	for m := range x.modules {
-		if n := smetrics.WagnerFischer(name, m, 1, 1, 1); n <= max(1, len(name)/3) {
+		if n := smetrics.WagnerFischer(name, m, 1, 1, 1); n <= 1+len(name)/3 {
 			all = append(all, near{m, n})
 		}
 	}

@@ -81,7 +81,7 @@ func parseRecords(s string) (records []record) {
 // nameless are lines of the kernel's loader that do not begin with the module's
 // name (kernel/module/main.c, kernel/params.c, security/): those of 6.1 and 6.12.
 var nameless = regexp.MustCompile(`^(` + strings.Join([]string{
-	`Invalid ELF `, `ELF Spec violation`, `\(missing \.modinfo section`,
+	`Invalid ELF `, `Invalid architecture in ELF`, `ELF Spec violation`, `\(missing \.modinfo section`,
 	`module: `, `Loading of `, `Lockdown: `, `LoadPin: `, `PKCS7: `, `Unsupported digest algo`,
 	`Spectre V2 : System may be vulnerable`, `x86/modules: `, `overflow in relocation type`,
 	`impossible to appraise a module`, `decompression failed`, `not an? \S+ compressed module`,

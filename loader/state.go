@@ -148,8 +148,8 @@ func parseProcLine(line string) (m Live, err error) {
 	default:
 		return m, fmt.Errorf("state %q is not Live, Loading or Unloading", f[4])
 	}
-	if last := f[len(f)-1]; strings.HasPrefix(last, "(") {
-		m.Taint = strings.Trim(last, "()+-") // + and - only repeat coming and going
+	if len(f) > 6 && strings.HasPrefix(f[6], "(") {
+		m.Taint = strings.Trim(f[6], "()+-") // + and - only repeat coming and going
 	}
 	return m, nil
 }

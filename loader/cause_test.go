@@ -1,0 +1,78 @@
+package loader
+
+import (
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// namedOther are lines of the table that name another module than k_ok.
+var namedOther = re(`^(k_\w+|x|printk): `)
+
+// TestCauses holds what a user reads under a refusal. The lines were captured
+// from 6.1.0-56-amd64 and 6.12.117+deb12-amd64.
+func TestCauses(t *testing.T) {
+	const here, other = "6.1.0-56-amd64", "6.12.117+deb12-amd64"
+	for _, c := range []struct {
+		errno    unix.Errno
+		builtFor string
+		log      []string
+		cause    string
+	}{
+		{unix.ENOEXEC, other, []string{"k_ok: disagrees about version of symbol module_layout"}, "the file was built for " + other},
+		{unix.ENOEXEC, here, []string{"k_ok: disagrees about version of symbol module_layout"}, "the file was built against another kernel configuration (CRC of module_layout)"},
+		{unix.ENOEXEC, other, []string{"module k_ok: .gnu.linkonce.this_module section size must match the kernel's built struct module size at run time"}, "the file was built for " + other},
+		{unix.ENOEXEC, here, []string{"k_ok: version magic '6.1.0-56-amd64 SMP PREEMPT mod_unload modversions ' should be '6.1.0-56-amd64 SMP preempt mod_unload modversions '"},
+			`the file's vermagic is "6.1.0-56-amd64 SMP PREEMPT mod_unload modversions", the kernel's is "6.1.0-56-amd64 SMP preempt mod_unload modversions"`},
+		{unix.ENOEXEC, other, nil, "the file was built for " + other},
+		{unix.ENOEXEC, here, nil, "the kernel does not take the file's format"},
+		{unix.EINVAL, here, []string{"k_ok: disagrees about version of symbol _printk", "k_ok: Unknown symbol _printk (err -22)"},
+			"symbol _printk has another type (CRC) here than in the build tree of the file"},
+		{unix.EINVAL, here, []string{"k_use: no symbol version for k_exported", "k_use: Unknown symbol k_exported (err -22)"},
+			"the file has no CRC for symbol k_exported: it was built without the Module.symvers of the module that exports it"},
+		{unix.ENOENT, here, []string{"k_ok: loading out-of-tree module taints kernel.", "k_unknown: Unknown symbol k_nowhere (err -2)"},
+			"symbol k_nowhere is exported by nothing that is loaded"},
+		{unix.ENOENT, here, []string{"k_propgpl2: module license 'Propri' taints kernel.", "k_propgpl2: Unknown symbol k_gplonly (err -2)"},
+			`symbol k_gplonly is exported by nothing that is loaded, or only for GPL modules: the file's licence is "Propri"`},
+		{unix.EINVAL, here, []string{"k_usens: module uses symbol (k_nsfn) from namespace KMODCTL_NS, but does not import it.", "k_usens: Unknown symbol k_nsfn (err -22)"},
+			"symbol k_nsfn is in namespace KMODCTL_NS, which the file does not import (MODULE_IMPORT_NS)"},
+		{unix.EINVAL, here, []string{"k_usens: module uses symbol k_nsfn from namespace KMODCTL_NS, but does not import it."},
+			"symbol k_nsfn is in namespace KMODCTL_NS, which the file does not import (MODULE_IMPORT_NS)"},
+		{unix.ENOENT, here, []string{"x: gave up waiting for init of module y.", "x: Unknown symbol s (err -16)"},
+			"module y, whose symbols it needs, has been in its init for more than 30 seconds"},
+		{unix.ENOEXEC, here, []string{"k_builtinsym: exports duplicate symbol register_netdev (owned by kernel)"}, "symbol register_netdev is exported already, by kernel"},
+		{unix.EINVAL, here, []string{"printk: module is already loaded"}, "a module of this name is built into the kernel"},
+		{unix.EINVAL, here, []string{"k_param: `abc' invalid for parameter `howmany'"}, `"abc" is not a value for parameter howmany`},
+		{unix.ERANGE, here, []string{"k_param: '300' invalid for parameter 'small'"}, `"300" is not a value for parameter small`},
+		{unix.ENOSPC, here, []string{"buf: string doesn't fit in 7 chars.", "k_param: `12345678' too large for parameter `buf'"}, `"12345678" is too long for parameter buf`},
+		{unix.EINVAL, here, []string{"arr: can only take 3 arguments", "k_param: `1' invalid for parameter `arr'"}, "parameter arr takes at most 3 values"},
+		{unix.ENOEXEC, other, []string{"Invalid architecture in ELF header: 183"}, "the file was built for another processor architecture"},
+		{unix.ENOEXEC, here, []string{`Invalid ELF header magic: != \x7fELF`}, "the file is not an ELF file"},
+		{unix.ENOEXEC, here, []string{"Invalid ELF section header overflow"}, "the file is damaged or cut short"},
+		{unix.ENOEXEC, here, []string{"ELF Spec violation: section 0 type(-1)!=SH_NULL or non-zero len or addr"}, "the file is damaged or cut short"},
+		{unix.ENOEXEC, here, []string{"k_ok: module has no symbols (stripped?)"}, "the file's symbol table was stripped (strip -g keeps it)"},
+		{unix.ENOEXEC, here, []string{"(missing .modinfo section or name field): No module found in object"}, "the file is an object file but not a kernel module"},
+		{unix.ENOEXEC, here, []string{"module k_ok: Exactly one .gnu.linkonce.this_module section must exist."}, "the file is an object file but not a kernel module"},
+		{unix.EPERM, here, []string{"Module k_ok is blacklisted"}, "module_blacklist= on the kernel command line names it"},
+		{unix.EPERM, here, []string{"Lockdown: init: unsigned module loading is restricted; see man kernel_lockdown.7"},
+			"the kernel is locked down (Secure Boot) and the file has no signature that it trusts"},
+		{unix.EPERM, here, nil, "no log line: lockdown (it prints its first ten refusals only), a container's root, or the module's own init"},
+		{unix.EKEYREJECTED, here, []string{"Loading of unsigned module is rejected"}, "the kernel takes signed modules only, and the file is unsigned (or was stripped after signing)"},
+		{unix.EKEYREJECTED, here, []string{"Loading of module with unavailable key is rejected"}, "the kernel takes signed modules only, and does not have the key that signed the file"},
+		{unix.EKEYREJECTED, here, []string{"module: not signed with expected PKCS#7 message", "Loading of module with unsupported crypto is rejected"}, "the kernel cannot check this kind of signature"},
+		{unix.EKEYREJECTED, here, nil, "the signing key is trusted, but the file has changed since it was signed"},
+		{unix.EBADMSG, here, nil, "the signature at the end of the file is damaged"},
+		{unix.ETXTBSY, here, nil, "the file is open for writing"},
+		{unix.Errno(517), here, []string{"k_ok: loading out-of-tree module taints kernel."}, "the module's own init returned it"},
+	} {
+		e := &KernelError{Op: Insert, Module: "k_ok", Release: here, BuiltFor: c.builtFor, Errno: c.errno, Log: c.log}
+		if got := e.cause(true); got != c.cause {
+			t.Errorf("%v %q:\n got %q\nwant %q", c.errno, c.log, got, c.cause)
+		}
+		for _, line := range c.log {
+			if !named(line, "k_ok") && !nameless.MatchString(line) && !namedOther.MatchString(line) {
+				t.Errorf("the log window would drop %q", line)
+			}
+		}
+	}
+}

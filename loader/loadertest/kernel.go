@@ -1,0 +1,241 @@
+// Package loadertest is a kernel for tests: the system calls of module loading
+// over a folder that looks like proc, sys and dev of a machine. It holds the
+// rules that a loader can trip over (names, dependencies, users, what is live
+// already), reads real .ko files, and fails on demand.
+package loadertest
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"kmodctl/internal/kernel"
+	"kmodctl/internal/ko"
+)
+
+// Kernel is a fake kernel; it implements loader.Kernel.
+type Kernel struct {
+	Root kernel.Root
+
+	// Before, if set, runs before each call, and its error is the call's.
+	// op is "finit", "init" or "delete".
+	Before func(op, module string) error
+
+	mu    sync.Mutex
+	calls []string
+	live  []*module // oldest first
+	seq   int       // of the kernel's log
+	t     testing.TB
+}
+
+type module struct {
+	*ko.Info
+	params    string
+	refcnt    int // users that are not modules
+	permanent bool
+}
+
+// New makes a kernel of that release in a temporary folder, without modules, on
+// which the process has all capabilities.
+func New(t testing.TB, release string) *Kernel {
+	k := &Kernel{Root: kernel.Root(t.TempDir()), t: t}
+	k.Write("proc/self/status", "CapEff:\t000001ffffffffff\n")
+	k.Write("proc/sys/kernel/osrelease", release+"\n")
+	k.Write("proc/sys/kernel/modules_disabled", "0\n")
+	k.Write("proc/modules", "")
+	k.Write("dev/kmsg", "")
+	return k
+}
+
+// Write puts a file into the kernel's folder.
+func (k *Kernel) Write(name, content string) {
+	path := k.path(name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		k.t.Error(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		k.t.Error(err)
+	}
+}
+
+// Remove takes a file or folder out of the kernel's folder.
+func (k *Kernel) Remove(name string) {
+	if err := os.RemoveAll(k.path(name)); err != nil {
+		k.t.Error(err)
+	}
+}
+
+func (k *Kernel) path(name string) string { return filepath.Join(string(k.Root), name) }
+
+// Print adds lines to the kernel's log.
+func (k *Kernel) Print(lines ...string) {
+	f, err := os.OpenFile(k.path("dev/kmsg"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return // a test took it away
+	}
+	defer f.Close()
+	for _, line := range lines {
+		k.seq++
+		fmt.Fprintf(f, "4,%d,%d,-;%s\n", k.seq, k.seq*1000, line)
+	}
+}
+
+// Calls returns the calls so far: "finit stack", "delete stack".
+func (k *Kernel) Calls() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.calls)
+}
+
+// Use changes the number of a live module's users that are no modules: an open
+// file, a mount.
+func (k *Kernel) Use(name string, users int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.find(name).refcnt += users
+	k.show()
+}
+
+// Pin makes a live module one without an exit function.
+func (k *Kernel) Pin(name string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.find(name).permanent = true
+	k.show()
+}
+
+// Finit is finit_module(2) with flags 0.
+func (k *Kernel) Finit(f *os.File, params string, flags int) error {
+	image, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<30))
+	if err != nil || flags != 0 {
+		return unix.EINVAL
+	}
+	return k.insert("finit", image, params)
+}
+
+// Init is init_module(2).
+func (k *Kernel) Init(image []byte, params string) error { return k.insert("init", image, params) }
+
+func (k *Kernel) insert(op string, image []byte, params string) error {
+	info, err := ko.Read(image)
+	if err != nil || info.Compression != "" {
+		k.Print("Invalid ELF header magic: != \x7fELF")
+		return unix.ENOEXEC
+	}
+	if err := k.begin(op, info.Name); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.find(info.Name) != nil {
+		return unix.EEXIST
+	}
+	for _, dep := range info.Depends {
+		if k.find(dep) == nil {
+			k.Print(info.Name + ": Unknown symbol of_" + dep + " (err -2)")
+			return unix.ENOENT
+		}
+	}
+	k.live = append(k.live, &module{Info: info, params: params})
+	k.show()
+	return nil
+}
+
+// Delete is delete_module(2) with O_NONBLOCK.
+func (k *Kernel) Delete(name string, flags int) error {
+	if err := k.begin("delete", name); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch m := k.find(name); {
+	case m == nil || m.Name != name:
+		return unix.ENOENT
+	case flags != unix.O_NONBLOCK:
+		return unix.EINVAL
+	case len(k.holders(m)) > 0 || m.refcnt > 0:
+		return unix.EAGAIN
+	case m.permanent:
+		return unix.EBUSY
+	}
+	k.live = slices.DeleteFunc(k.live, func(m *module) bool { return m.Name == name })
+	k.Remove("sys/module/" + name)
+	k.show()
+	return nil
+}
+
+func (k *Kernel) begin(op, name string) error {
+	k.mu.Lock()
+	k.calls = append(k.calls, op+" "+name)
+	k.mu.Unlock()
+	if k.Before != nil {
+		return k.Before(op, name)
+	}
+	return nil
+}
+
+func (k *Kernel) find(name string) *module {
+	for _, m := range k.live {
+		if m.Name == ko.NormalizeName(name) {
+			return m
+		}
+	}
+	return nil
+}
+
+func (k *Kernel) holders(used *module) (names []string) {
+	for _, m := range k.live {
+		if slices.ContainsFunc(m.Depends, func(d string) bool { return ko.NormalizeName(d) == used.Name }) {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
+// show writes proc/modules and sys/module as the kernel would.
+func (k *Kernel) show() {
+	var proc strings.Builder
+	for _, m := range slices.Backward(k.live) {
+		dir := "sys/module/" + m.Name + "/"
+		holders := k.holders(m)
+		list := ""
+		k.Remove(dir + "holders")
+		for _, h := range holders {
+			list += h + ","
+			k.Write(dir+"holders/"+h, "")
+		}
+		if m.permanent {
+			list += "[permanent],"
+		}
+		if list == "" {
+			list = "-"
+		}
+		refs := m.refcnt + len(holders)
+		fmt.Fprintf(&proc, "%s %d %d %s Live 0x0000000000000000 (OE)\n", m.Name, m.Size, refs, list)
+		k.Write(dir+"initstate", "live\n")
+		k.Write(dir+"refcnt", fmt.Sprintln(refs))
+		k.Write(dir+"notes/.note.gnu.build-id", buildIDNote(m.BuildID))
+		for _, p := range strings.Fields(m.params) {
+			name, value, _ := strings.Cut(p, "=")
+			k.Write(dir+"parameters/"+name, value+"\n")
+		}
+	}
+	k.Write("proc/modules", proc.String())
+}
+
+func buildIDNote(id string) string {
+	desc, _ := hex.DecodeString(id)
+	note := binary.NativeEndian.AppendUint32(nil, 4)
+	note = binary.NativeEndian.AppendUint32(note, uint32(len(desc)))
+	note = binary.NativeEndian.AppendUint32(note, 3) // NT_GNU_BUILD_ID
+	return string(note) + "GNU\x00" + string(desc)
+}

@@ -1,0 +1,70 @@
+package loader_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"kmodctl/loader"
+)
+
+func TestPlanUnload(t *testing.T) {
+	mod := func(name string, refcnt int, holders ...string) loader.Live {
+		return loader.Live{Name: name, State: "live", Refcnt: refcnt, Holders: holders}
+	}
+	pinned := mod("pinned", 1, "top_mod")
+	pinned.Permanent = true
+	st := &loader.State{
+		Builtin: []string{"printk"},
+		Modules: []loader.Live{
+			mod("top_mod", 0),
+			mod("mid", 1, "top_mod"),
+			mod("low", 2, "top_mod", "mid"),
+			mod("shared", 2, "mid", "other"), // other stays
+			mod("open", 2, "mid"),            // and a file
+			pinned,
+			mod("other", 0),
+			mod("busy", 1),
+			{Name: "exitless", State: "live", Permanent: true},
+		},
+	}
+	for _, c := range []struct {
+		name   string
+		unused bool
+		want   []string
+	}{
+		{"top-mod", false, []string{"remove top_mod (asked)"}},
+		{"top_mod", true, []string{"remove top_mod (asked)", "remove mid (unused without top_mod)", "remove low (unused without top_mod)"}},
+		{"other", true, []string{"remove other (asked)"}},
+		{"absent", true, []string{"none absent (not loaded)"}},
+	} {
+		p, err := loader.PlanUnload(c.name, c.unused, st)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		if diff := cmp.Diff(c.want, short(p)); diff != "" {
+			t.Errorf("%s: %s", c.name, diff)
+		}
+		if c.name == "top_mod" && c.unused && len(p.Notes) != 1 {
+			t.Errorf("pinned has no note: %q", p.Notes)
+		}
+	}
+
+	for name, want := range map[string]error{"exitless": loader.ErrPermanent, "printk": loader.ErrBuiltin} {
+		if _, err := loader.PlanUnload(name, false, st); !errors.Is(err, want) {
+			t.Errorf("%s: got %v, want %v", name, err, want)
+		}
+	}
+	for name, want := range map[string]string{
+		"low":  "remove low: in use by top_mod, mid",
+		"busy": "remove busy: in use by something that is not a module (refcnt 1)",
+	} {
+		_, err := loader.PlanUnload(name, true, st)
+		var inUse *loader.InUseError
+		if !errors.As(err, &inUse) || err.Error() != want {
+			t.Errorf("%s: got %v, want %s", name, err, want)
+		}
+	}
+}
