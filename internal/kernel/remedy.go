@@ -98,11 +98,11 @@ func fedoraHeaders(release string) string {
 // when the last word is not one, as in 6.12.1-arch1-1 and 6.12.1-1-MANJARO.
 func cutFlavour(release string) (base, flavour string) {
 	i := strings.LastIndexByte(release, '-')
-	base, flavour = release[:max(i, 0)], release[i+1:]
-	if i < 0 || flavour == "" || flavour[0] < 'a' || flavour[0] > 'z' {
+	letters := strings.Trim(release[i+1:], "0123456789") // SUSE has a flavour 64kb
+	if i < 0 || letters == "" || letters[0] < 'a' || letters[0] > 'z' {
 		return release, ""
 	}
-	return base, flavour
+	return release[:i], release[i+1:]
 }
 
 // archHeaders returns linux-headers for 6.12.1-arch1-1 and linux-lts-headers for

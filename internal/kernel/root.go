@@ -17,8 +17,7 @@ import (
 //
 // Its methods take names as seen inside the root, cleaned as text first. Under
 // a root other than "/" they use openat2(2) with RESOLVE_IN_ROOT, Linux 5.6.
-// Their errors are *os.PathError; errors.Is(err, fs.ErrNotExist) tells a
-// missing file.
+// errors.Is(err, fs.ErrNotExist) tells a missing file.
 type Root string
 
 // IsHost reports whether r is this machine itself, so that facts of the running
