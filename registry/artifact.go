@@ -1,6 +1,18 @@
 package registry
 
-import "time"
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
 
 // Artifact is what one build of a package for one kernel release made. Its
 // record, which is this as JSON, is a blob; Digest names it.
@@ -35,4 +47,145 @@ type Module struct {
 	SrcVersion string   `json:"srcversion,omitempty"`
 	Version    string   `json:"version,omitempty"` // MODULE_VERSION
 	Depends    []string `json:"depends,omitempty"` // modules it needs, by name
+}
+
+// recordSchema is the version of the JSON record's form.
+const recordSchema = 1
+
+// record is what the blob of an artifact's record holds.
+type record struct {
+	Schema int `json:"schema"`
+	Artifact
+}
+
+// blobs names every blob of an artifact.
+func (a Artifact) blobs() []string {
+	names := []string{a.Digest, a.Log}
+	for _, m := range a.Modules {
+		names = append(names, m.Digest)
+	}
+	return names
+}
+
+// PutArtifact keeps a build's result. files leads from the name of each module to
+// its .ko. The modules come back with Digest and Size, the artifact with the
+// Digest of its record.
+//
+// The .ko files are durable before the record that names them, and the record
+// before the rows.
+func (r *Registry) PutArtifact(ctx context.Context, a Artifact, files map[string]string) (Artifact, error) {
+	stored, err := r.putArtifact(ctx, a, files)
+	if err != nil {
+		return Artifact{}, fmt.Errorf("store artifact of %s@%s for %s: %w", a.Package, a.Version, a.Release, err)
+	}
+	return stored, nil
+}
+
+func (r *Registry) putArtifact(ctx context.Context, a Artifact, files map[string]string) (Artifact, error) {
+	a.Modules = slices.Clone(a.Modules)
+	for i := range a.Modules {
+		m := &a.Modules[i]
+		if err := m.check(); err != nil {
+			return a, err
+		}
+		if err := r.stageModule(ctx, m, files[m.Name]); err != nil {
+			return a, fmt.Errorf("module %s: %w", m.Name, err)
+		}
+	}
+	if err := syncDir(r.tree, blobDir); err != nil {
+		return a, err
+	}
+	a.Digest, a.Built = "", a.Built.UTC().Round(0)
+	text, err := json.Marshal(record{recordSchema, a})
+	if err != nil {
+		return a, err
+	}
+	if a.Digest, _, err = r.PutBlob(ctx, bytes.NewReader(text)); err != nil {
+		return a, err
+	}
+	return a, r.write(func(tx *sql.Tx) error {
+		_, err := tx.Exec(`INSERT INTO artifact (digest, package, version, release, input_hash, record)
+			VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING`,
+			a.Digest, a.Package, a.Version, a.Release, a.InputHash, string(text))
+		return err
+	})
+}
+
+// check makes sure that File is a plain file name from which the kernel and
+// depmod derive Name.
+func (m Module) check() error {
+	stem, ok := strings.CutSuffix(m.File, ".ko")
+	if !ok || stem == "" || strings.ContainsAny(m.File, "/\x00") || strings.HasPrefix(m.File, ".") {
+		return fmt.Errorf("module %s: %q is not the name of a .ko file", m.Name, m.File)
+	}
+	if strings.ReplaceAll(stem, "-", "_") != m.Name {
+		return fmt.Errorf("module %s: file %s is of a module of another name", m.Name, m.File)
+	}
+	return nil
+}
+
+func (r *Registry) stageModule(ctx context.Context, m *Module, file string) error {
+	if file == "" {
+		return errors.New("no file was given")
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	want := m.Digest
+	m.Digest, m.Size, err = r.stageBlob(func(w io.Writer) error {
+		_, err := io.Copy(w, contextReader{ctx, f})
+		return err
+	})
+	if err == nil && want != "" && want != m.Digest {
+		err = &CorruptError{Path: file, Want: want, Got: m.Digest}
+	}
+	return err
+}
+
+// Artifact returns the newest artifact of a package version for a kernel release.
+func (r *Registry) Artifact(pkg, version, release string) (Artifact, bool, error) {
+	return r.newest(`package = ? AND version = ? AND release = ?`, pkg, version, release)
+}
+
+// ArtifactByInput returns the newest artifact with this input hash.
+func (r *Registry) ArtifactByInput(hash string) (Artifact, bool, error) {
+	return r.newest(`input_hash = ?`, hash)
+}
+
+func (r *Registry) newest(where string, args ...any) (Artifact, bool, error) {
+	as, err := collect(r.db, scanArtifact, `SELECT digest, record FROM artifact WHERE `+where+` ORDER BY id DESC LIMIT 1`, args...)
+	if err != nil {
+		return Artifact{}, false, fmt.Errorf("read artifact: %w", err)
+	}
+	if len(as) == 0 {
+		return Artifact{}, false, nil
+	}
+	return as[0], true, nil
+}
+
+// Artifacts returns the newest artifact of each package version for each kernel
+// release.
+func (r *Registry) Artifacts() ([]Artifact, error) {
+	as, err := collect(r.db, scanArtifact, `SELECT digest, record FROM artifact
+		WHERE id IN (SELECT max(id) FROM artifact GROUP BY package, version, release) ORDER BY package, version, release`)
+	if err != nil {
+		return nil, fmt.Errorf("read artifacts: %w", err)
+	}
+	return as, nil
+}
+
+func scanArtifact(rows *sql.Rows, a *Artifact) error {
+	var digest, text string
+	if err := rows.Scan(&digest, &text); err != nil {
+		return err
+	}
+	var rec record
+	if err := json.Unmarshal([]byte(text), &rec); err != nil {
+		return fmt.Errorf("record %s: %w", digest, err)
+	}
+	*a = rec.Artifact
+	a.Digest = digest
+	return nil
 }

@@ -1,6 +1,10 @@
 package registry
 
-import "time"
+import (
+	"database/sql"
+	"fmt"
+	"time"
+)
 
 // Attempt is one try to build, install or uninstall a package, kept for good.
 type Attempt struct {
@@ -15,4 +19,69 @@ type Attempt struct {
 	Seconds   float64   `json:"seconds"`
 	Log       string    `json:"log,omitempty"` // digest of the log's blob
 	InputHash string    `json:"input_hash,omitempty"`
+}
+
+// BeginAttempt adds an attempt that runs and returns it with ID and Started. If
+// nobody finishes it, the next writer calls it interrupted.
+func (r *Registry) BeginAttempt(a Attempt) (Attempt, error) {
+	err := r.write(func(tx *sql.Tx) error {
+		var err error
+		a, err = beginAttempt(tx, a)
+		return err
+	})
+	if err != nil {
+		return a, fmt.Errorf("record %s of %s: %w", a.Op, a.Package, err)
+	}
+	return a, nil
+}
+
+func beginAttempt(tx *sql.Tx, a Attempt) (Attempt, error) {
+	if a.Started.IsZero() {
+		a.Started = time.Now()
+	}
+	a.Outcome = ""
+	res, err := tx.Exec(`INSERT INTO attempt (op, package, version, release, outcome, error, started, seconds, log, input_hash)
+		VALUES (?, ?, ?, ?, '', '', ?, 0, ?, ?)`,
+		a.Op, a.Package, a.Version, a.Release, a.Started.UnixNano(), a.Log, a.InputHash)
+	if err != nil {
+		return a, err
+	}
+	a.ID, err = res.LastInsertId()
+	return a, err
+}
+
+// FinishAttempt records Outcome, Error, Log and InputHash of an attempt that
+// BeginAttempt returned. Seconds is the time since Started when it is 0.
+func (r *Registry) FinishAttempt(a Attempt) error {
+	if a.Seconds == 0 {
+		a.Seconds = time.Since(a.Started).Seconds()
+	}
+	err := r.write(func(tx *sql.Tx) error {
+		_, err := tx.Exec(`UPDATE attempt SET outcome = ?, error = ?, seconds = ?, log = ?, input_hash = ? WHERE id = ?`,
+			a.Outcome, a.Error, a.Seconds, a.Log, a.InputHash, a.ID)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("record %s of %s: %w", a.Op, a.Package, err)
+	}
+	return nil
+}
+
+// Attempts returns the last n attempts, newest first: of one package or of all
+// (""), for one kernel release or for all (""). All of them when n is not above 0.
+func (r *Registry) Attempts(pkg, release string, n int) ([]Attempt, error) {
+	if n <= 0 {
+		n = -1
+	}
+	as, err := collect(r.db, func(rows *sql.Rows, a *Attempt) error {
+		var started int64
+		err := rows.Scan(&a.ID, &a.Op, &a.Package, &a.Version, &a.Release, &a.Outcome, &a.Error, &started, &a.Seconds, &a.Log, &a.InputHash)
+		a.Started = time.Unix(0, started).UTC()
+		return err
+	}, `SELECT id, op, package, version, release, outcome, error, started, seconds, log, input_hash FROM attempt
+		WHERE (?1 = '' OR package = ?1) AND (?2 = '' OR release = ?2) ORDER BY id DESC LIMIT ?3`, pkg, release, n)
+	if err != nil {
+		return nil, fmt.Errorf("read attempts: %w", err)
+	}
+	return as, nil
 }

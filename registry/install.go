@@ -1,6 +1,14 @@
 package registry
 
-import "time"
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"time"
+)
 
 // Install is one file of ours under /lib/modules.
 type Install struct {
@@ -15,7 +23,8 @@ type Install struct {
 	At       time.Time `json:"at"`
 }
 
-// Result says what Install or Uninstall changed. No Changes: nothing was done.
+// Result says what Install or Uninstall changed. No Changes and no Depmod:
+// nothing was to be done.
 type Result struct {
 	Release string   `json:"release"`
 	Changes []Change `json:"changes"`
@@ -31,12 +40,220 @@ type Change struct {
 	Path    string `json:"path"` // inside the root
 }
 
-// Drift is one way in which /lib/modules is not what the install rows say.
-type Drift struct {
-	Kind    string `json:"kind"` // missing, modified, foreign, or unindexed: modules.dep does not name it
-	Release string `json:"release"`
-	Path    string `json:"path"` // inside the root
-	Module  string `json:"module,omitempty"`
-	Package string `json:"package,omitempty"` // "" for a foreign file
-	Version string `json:"version,omitempty"`
+// Actions of a Change.
+const (
+	actInstall = "install"
+	actReplace = "replace"
+	actRemove  = "remove"
+	actRecord  = "record"
+)
+
+// step is one Change and the row it is about: the new one, or the old one of a
+// file that goes.
+type step struct {
+	action string
+	row    Install
+}
+
+func (s step) file() string { return path.Base(s.row.Path) }
+
+func (s step) places() bool { return s.action == actInstall || s.action == actReplace }
+
+// Installs returns what is installed, by kernel release and module.
+func (r *Registry) Installs() ([]Install, error) {
+	rows, err := installRows(r.db, "")
+	if err != nil {
+		return nil, fmt.Errorf("read installs: %w", err)
+	}
+	return rows, nil
+}
+
+// installRows reads the rows of one release, or all of them when it is "".
+func installRows(q queryer, release string) ([]Install, error) {
+	return collect(q, func(rows *sql.Rows, i *Install) error {
+		var at int64
+		err := rows.Scan(&i.Release, &i.Module, &i.Path, &i.Package, &i.Version, &i.Artifact, &i.Digest, &i.Size, &at)
+		i.At = time.Unix(0, at).UTC()
+		return err
+	}, `SELECT release, module, path, package, version, artifact, digest, size, at FROM install
+		WHERE ?1 = '' OR release = ?1 ORDER BY release, module`, release)
+}
+
+// Install places the modules of artifacts under /lib/modules/RELEASE and indexes
+// them with one run of depmod. It replaces what these packages had installed
+// there: a module that the new artifact lacks goes. A file that is right already
+// is left alone, and if all are, nothing is written.
+//
+// ctx counts until the first visible step; from there on the change is carried
+// through. After an error all is as before. Typed errors: *OwnedError,
+// *ForeignError, *NoModulesError, *LinkError, ErrNoDepmod, *CorruptError.
+func (r *Registry) Install(ctx context.Context, release string, as []Artifact) (Result, error) {
+	in := intent{Op: "install", Release: release}
+	now := time.Now().UTC()
+	for _, a := range as {
+		if a.Release != release {
+			return Result{}, fmt.Errorf("install %s@%s for %s: the artifact is for %s", a.Package, a.Version, release, a.Release)
+		}
+		if slices.Contains(in.Packages, a.Package) {
+			return Result{}, fmt.Errorf("install %s for %s: it was given twice", a.Package, release)
+		}
+		in.Packages = append(in.Packages, a.Package)
+		if _, known, err := r.newest(`digest = ?`, a.Digest); err != nil {
+			return Result{}, err
+		} else if !known {
+			return Result{}, fmt.Errorf("install %s@%s for %s: artifact %q is not in the registry", a.Package, a.Version, release, a.Digest)
+		}
+		for _, m := range a.Modules {
+			if err := m.check(); err != nil {
+				return Result{}, fmt.Errorf("install %s@%s for %s: %w", a.Package, a.Version, release, err)
+			}
+			in.Target = append(in.Target, Install{
+				Release: release, Module: m.Name, Path: path.Join(modulesPath(release), ourDir, m.File),
+				Package: a.Package, Version: a.Version, Artifact: a.Digest, Digest: m.Digest, Size: m.Size, At: now,
+			})
+		}
+	}
+	res, err := r.change(ctx, in)
+	if err != nil {
+		return Result{}, fmt.Errorf("install for %s: %w", release, err)
+	}
+	return res, nil
+}
+
+// Uninstall removes every module of packages from /lib/modules/RELEASE, our
+// folders when they are empty then, and runs depmod once. When the release has no
+// folder any more, the rows go. ctx, errors and no-ops are as for Install.
+func (r *Registry) Uninstall(ctx context.Context, release string, pkgs []string) (Result, error) {
+	res, err := r.change(ctx, intent{Op: "uninstall", Release: release, Packages: pkgs})
+	if err != nil {
+		return Result{}, fmt.Errorf("uninstall from %s: %w", release, err)
+	}
+	return res, nil
+}
+
+// change carries an intent out, or does nothing when there is nothing to do.
+func (r *Registry) change(ctx context.Context, in intent) (Result, error) {
+	if r.lock == nil {
+		return Result{}, ErrReadOnly
+	}
+	if err := r.resume(in.Release); err != nil {
+		return Result{}, err
+	}
+	rows, err := installRows(r.db, in.Release)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := checkOwners(rows, in); err != nil {
+		return Result{}, err
+	}
+	in.Before = slices.DeleteFunc(rows, func(i Install) bool { return !slices.Contains(in.Packages, i.Package) })
+	if len(in.Before) == 0 && len(in.Target) == 0 {
+		return Result{Release: in.Release}, nil
+	}
+	m, err := openModules(r.root, in.Release)
+	var gone *NoModulesError
+	if errors.As(err, &gone) && len(in.Target) == 0 {
+		return r.forget(in)
+	} else if err != nil {
+		return Result{}, err
+	}
+	defer m.Close()
+	steps, err := m.plan(in.Before, in.Target)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := checkForeign(steps, in.Before); err != nil {
+		return Result{}, err
+	}
+	index, err := m.indexed()
+	if err != nil {
+		return Result{}, err
+	}
+	visible := slices.ContainsFunc(steps, func(s step) bool { return s.action != actRecord })
+	visible = visible || !covers(index, in.Target)
+	if len(steps) == 0 && !visible {
+		return Result{Release: in.Release}, nil
+	}
+	if ctx.Err() != nil {
+		return Result{}, context.Cause(ctx)
+	}
+	return r.carryOut(m, in, steps, visible)
+}
+
+// checkOwners refuses a module that another package has, or that two of ours have.
+func checkOwners(rows []Install, in intent) error {
+	owners := map[string]string{}
+	for _, i := range rows {
+		if !slices.Contains(in.Packages, i.Package) {
+			owners[i.Module] = i.Package
+		}
+	}
+	for _, t := range in.Target {
+		if owner, ok := owners[t.Module]; ok {
+			return &OwnedError{Module: t.Module, Owner: owner}
+		}
+		owners[t.Module] = t.Package
+	}
+	return nil
+}
+
+// plan compares the disk with the target: which files come, change and go. had
+// are the rows whose files are ours to remove.
+func (m *modules) plan(had, target []Install) ([]step, error) {
+	var steps []step
+	byPath := map[string]Install{}
+	for _, i := range had {
+		byPath[i.Path] = i
+	}
+	for _, t := range target {
+		digest, err := m.digest(path.Base(t.Path))
+		if err != nil {
+			return nil, err
+		}
+		old := byPath[t.Path]
+		delete(byPath, t.Path)
+		s := step{row: t}
+		switch {
+		case digest == "":
+			s.action = actInstall
+		case digest != t.Digest:
+			s.action = actReplace
+		case old.Artifact != t.Artifact || old.Package != t.Package || old.Module != t.Module:
+			s.action = actRecord
+		default:
+			continue
+		}
+		steps = append(steps, s)
+	}
+	for _, i := range had {
+		if _, left := byPath[i.Path]; left {
+			steps = append(steps, step{actRemove, i})
+		}
+	}
+	return steps, nil
+}
+
+// checkForeign refuses to replace a file of our folder that has no row.
+func checkForeign(steps []step, rows []Install) error {
+	for _, s := range steps {
+		ours := func(i Install) bool { return i.Path == s.row.Path }
+		if s.action == actReplace && !slices.ContainsFunc(rows, ours) {
+			return &ForeignError{Path: s.row.Path}
+		}
+	}
+	return nil
+}
+
+// covers reports whether the index names the file of every row.
+func covers(index map[string]bool, rows []Install) bool {
+	return !slices.ContainsFunc(rows, func(i Install) bool { return !index[path.Base(i.Path)] })
+}
+
+// result lists what steps changed.
+func result(release string, steps []step, depmod bool) Result {
+	res := Result{Release: release, Depmod: depmod}
+	for _, s := range steps {
+		res.Changes = append(res.Changes, Change{s.action, s.row.Package, s.row.Version, s.row.Module, s.row.Path})
+	}
+	return res
 }

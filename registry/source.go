@@ -1,6 +1,20 @@
 package registry
 
-import "time"
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"kmodctl/internal/kernel"
+)
 
 // Source is one package version as the registry keeps it: a copy of its folder.
 type Source struct {
@@ -20,4 +34,269 @@ type File struct {
 	Size   int64  `json:"size"` // bytes; 0 for a symbolic link
 	SHA256 string `json:"sha256,omitempty"`
 	Link   string `json:"link,omitempty"` // target of a symbolic link
+}
+
+// AddSource copies dir into the registry as name and version, in place of a
+// source that has both already; its artifacts, installs and history stay. changed
+// is false when it was there just so, and then nothing is written.
+//
+// Left out are version control (.git, .svn, .hg) and what kbuild makes. A
+// symbolic link out of dir, a device, a socket or a pipe is an error.
+func (r *Registry) AddSource(ctx context.Context, dir, name, version, manifest string) (src Source, changed bool, err error) {
+	if src, changed, err = r.addSource(ctx, dir, name, version, manifest); err != nil {
+		return Source{}, false, fmt.Errorf("add %s@%s: %w", name, version, err)
+	}
+	return src, changed, nil
+}
+
+func (r *Registry) addSource(ctx context.Context, dir, name, version, manifest string) (Source, bool, error) {
+	if r.lock == nil {
+		return Source{}, false, ErrReadOnly
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return Source{}, false, err
+	}
+	old, err := r.Source(name, version)
+	var absent *NotFoundError
+	if err != nil && !errors.As(err, &absent) {
+		return Source{}, false, err
+	}
+	// A first look without a copy: the common case is that nothing changed.
+	digest, _, err := Digest(dir)
+	if err != nil {
+		return Source{}, false, err
+	}
+	if old.Digest == digest && old.Manifest == manifest && old.Origin == dir {
+		return old, false, nil
+	}
+	src := Source{Name: name, Version: version, Origin: dir, Added: time.Now().UTC(), Manifest: manifest}
+	src.Digest, _, err = r.stageBlob(func(w io.Writer) error {
+		src.Files, err = archive(ctx, dir, w)
+		return err
+	})
+	if err != nil {
+		return Source{}, false, err
+	}
+	if err := syncDir(r.tree, blobDir); err != nil {
+		return Source{}, false, err
+	}
+	files, err := json.Marshal(src.Files)
+	if err != nil {
+		return Source{}, false, err
+	}
+	err = r.write(func(tx *sql.Tx) error {
+		_, err := tx.Exec(`INSERT OR REPLACE INTO source (name, version, digest, origin, added, manifest, files) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+			name, version, src.Digest, dir, src.Added.UnixNano(), manifest, string(files))
+		return err
+	})
+	if err != nil {
+		return Source{}, false, err
+	}
+	return src, true, r.dropBlobs([]string{old.Digest})
+}
+
+// Sources returns all sources, by name, the versions of one name in ascending order.
+func (r *Registry) Sources() ([]Source, error) {
+	srcs, err := r.sources("")
+	if err != nil {
+		return nil, fmt.Errorf("read sources: %w", err)
+	}
+	return srcs, nil
+}
+
+// Source returns one source; its newest version when version is "". The error is
+// a *NotFoundError when there is none.
+func (r *Registry) Source(name, version string) (Source, error) {
+	srcs, err := r.sources(name)
+	if err != nil {
+		return Source{}, fmt.Errorf("read source %s: %w", name, err)
+	}
+	if len(srcs) == 0 {
+		return Source{}, r.notFound(name)
+	}
+	if version == "" {
+		return srcs[len(srcs)-1], nil
+	}
+	e := &NotFoundError{Name: name, Version: version}
+	for _, s := range slices.Backward(srcs) {
+		if s.Version == version {
+			return s, nil
+		}
+		e.Near = append(e.Near, s.Version)
+	}
+	return Source{}, e
+}
+
+// sources reads the sources of one name, or all of them when it is "".
+func (r *Registry) sources(name string) ([]Source, error) {
+	srcs, err := collect(r.db, func(rows *sql.Rows, s *Source) error {
+		var added int64
+		var files string
+		if err := rows.Scan(&s.Name, &s.Version, &s.Digest, &s.Origin, &added, &s.Manifest, &files); err != nil {
+			return err
+		}
+		s.Added = time.Unix(0, added).UTC()
+		if err := json.Unmarshal([]byte(files), &s.Files); err != nil {
+			return fmt.Errorf("files of %s@%s: %w", s.Name, s.Version, err)
+		}
+		return nil
+	}, `SELECT name, version, digest, origin, added, manifest, files FROM source WHERE ?1 = '' OR name = ?1`, name)
+	slices.SortFunc(srcs, func(a, b Source) int {
+		if c := strings.Compare(a.Name, b.Name); c != 0 {
+			return c
+		}
+		return kernel.Compare(a.Version, b.Version) // releases of kernels and packages order alike
+	})
+	return srcs, err
+}
+
+// notFound names the sources whose name is nearest to what was asked for.
+func (r *Registry) notFound(name string) error {
+	names, err := collect(r.db, func(rows *sql.Rows, s *string) error { return rows.Scan(s) },
+		`SELECT DISTINCT name FROM source ORDER BY name`)
+	if err != nil {
+		return fmt.Errorf("read sources: %w", err)
+	}
+	near := slices.DeleteFunc(names, func(n string) bool {
+		return distance(n, name) > 2 && !strings.Contains(n, name)
+	})
+	slices.SortStableFunc(near, func(a, b string) int { return distance(a, name) - distance(b, name) })
+	return &NotFoundError{Name: name, Near: near}
+}
+
+// distance counts the bytes to insert, delete or change between a and b (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// Extract writes the files of a source into dir, which must exist. After an
+// error, what is in dir is not to be used.
+func (r *Registry) Extract(src Source, dir string) error {
+	blob, err := r.Blob(src.Digest)
+	if err != nil {
+		return fmt.Errorf("extract %s@%s: %w", src.Name, src.Version, err)
+	}
+	defer blob.Close()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("extract %s@%s: %w", src.Name, src.Version, err)
+	}
+	defer root.Close()
+	err = unpack(blob, root, src.Added)
+	// Only the end of the blob tells whether it is whole; damage explains more
+	// than what the archive's reader made of it.
+	if _, end := io.Copy(io.Discard, blob); end != nil {
+		err = end
+	}
+	if err != nil {
+		return fmt.Errorf("extract %s@%s: %w", src.Name, src.Version, err)
+	}
+	return nil
+}
+
+// RemoveSource forgets a source and its artifacts and deletes the blobs that
+// nothing names any more. The history stays, and the logs it names. The error is
+// an *InUseError while modules of it are installed.
+func (r *Registry) RemoveSource(name, version string) error {
+	if err := r.removeSource(name, version); err != nil {
+		return fmt.Errorf("remove %s@%s: %w", name, version, err)
+	}
+	return nil
+}
+
+func (r *Registry) removeSource(name, version string) error {
+	src, err := r.Source(name, version)
+	if err != nil {
+		return err
+	}
+	if version == "" {
+		return errors.New("no version was given")
+	}
+	blobs := []string{src.Digest}
+	err = r.write(func(tx *sql.Tx) error {
+		if err := checkUnused(tx, name, version); err != nil {
+			return err
+		}
+		as, err := collect(tx, scanArtifact, `SELECT digest, record FROM artifact WHERE package = ? AND version = ?`, name, version)
+		if err != nil {
+			return err
+		}
+		for _, a := range as {
+			blobs = append(blobs, a.blobs()...)
+		}
+		if _, err := tx.Exec(`DELETE FROM artifact WHERE package = ? AND version = ?`, name, version); err != nil {
+			return err
+		}
+		_, err = tx.Exec(`DELETE FROM source WHERE name = ? AND version = ?`, name, version)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return r.dropBlobs(blobs)
+}
+
+// checkUnused looks at what is installed and at what a cut off command that
+// could not be finished yet would install.
+func checkUnused(tx *sql.Tx, name, version string) error {
+	e := &InUseError{Name: name, Version: version}
+	rows, err := installRows(tx, "")
+	if err != nil {
+		return err
+	}
+	intents, err := readIntents(tx, "")
+	if err != nil {
+		return err
+	}
+	for _, in := range intents {
+		rows = append(rows, in.Target...)
+	}
+	for _, i := range rows {
+		if i.Package == name && i.Version == version && !slices.Contains(e.Releases, i.Release) {
+			e.Releases = append(e.Releases, i.Release)
+		}
+	}
+	if e.Releases != nil {
+		return e
+	}
+	return nil
+}
+
+// dropBlobs deletes those of the blobs that no row names. A crash before it is
+// done leaves blobs that nobody misses.
+func (r *Registry) dropBlobs(digests []string) error {
+	named, err := collect(r.db, func(rows *sql.Rows, s *string) error { return rows.Scan(s) }, `
+		SELECT digest FROM source UNION SELECT digest FROM artifact UNION SELECT digest FROM install UNION SELECT log FROM attempt
+		UNION SELECT record ->> 'log' FROM artifact WHERE record ->> 'log' <> ''
+		UNION SELECT m.value ->> 'digest' FROM artifact, json_each(artifact.record, '$.modules') m
+		UNION SELECT t.value ->> 'digest' FROM intent, json_each(intent.body, '$.target') t`)
+	if err != nil {
+		return err
+	}
+	for _, d := range digests {
+		if d == "" || slices.Contains(named, d) {
+			continue
+		}
+		if err := r.tree.Remove(filepath.Join(blobDir, d)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }

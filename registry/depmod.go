@@ -1,0 +1,164 @@
+package registry
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"kmodctl/internal/kernel"
+)
+
+// indexFiles is what depmod writes into /lib/modules/R (kmod 34, tools/depmod.c).
+var indexFiles = []string{
+	"modules.dep", "modules.dep.bin", "modules.alias", "modules.alias.bin",
+	"modules.softdep", "modules.weakdep", "modules.symbols", "modules.symbols.bin",
+	"modules.builtin.bin", "modules.builtin.alias.bin", "modules.devname",
+}
+
+// depmodPlaces are tried when PATH, as for many users, lacks the sbin folders.
+var depmodPlaces = []string{"depmod", "/usr/sbin/depmod", "/sbin/depmod"}
+
+// depmodCommand prepares depmod(8) for a release, or says why it must not run:
+// ErrNoDepmod, or a *LinkError when depmod, which knows nothing of a root's links,
+// would write elsewhere than we.
+func depmodCommand(root kernel.Root, m *modules) (*exec.Cmd, error) {
+	var file string
+	for _, place := range depmodPlaces {
+		if found, err := exec.LookPath(place); err == nil {
+			file = found
+			break
+		}
+	}
+	if file == "" {
+		return nil, ErrNoDepmod
+	}
+	if root.IsHost() {
+		return exec.Command(file, m.release), nil
+	}
+	base, err := filepath.Abs(string(root))
+	if err != nil {
+		return nil, err
+	}
+	plain := filepath.Join(base, m.inside)
+	if leads, err := filepath.EvalSymlinks(plain); err != nil || leads != m.host {
+		return nil, &LinkError{Path: plain, Leads: leads, Want: m.host}
+	}
+	// depmod -b reads the host's depmod.d all the same (kmod 30, by strace), but
+	// for -C, which replaces the whole list.
+	args := []string{"-b", base, "-C", "/dev/null"}
+	for _, conf := range []string{"/etc/depmod.d", "/run/depmod.d", "/usr/local/lib/depmod.d", "/lib/depmod.d"} {
+		if host, err := root.Path(conf); err == nil {
+			args = append(args, "-C", host)
+		}
+	}
+	return exec.Command(file, append(args, m.release)...), nil
+}
+
+// reindex runs depmod and makes its files durable; before it keeps the old ones,
+// for depmod's own way to fail is half an index. lock is the writer's: depmod
+// inherits it, so that the next writer waits for a depmod that outlives us.
+func (m *modules) reindex(depmod *exec.Cmd, lock *os.File) error {
+	if err := m.keepIndex(); err != nil {
+		return fmt.Errorf("keep module index of %s: %w", m.inside, bare(err))
+	}
+	// A file, not a pipe: a depmod that outlives us must not die of its own words.
+	stderr, err := unix.MemfdCreate("depmod-stderr", unix.MFD_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("run depmod: %w", err)
+	}
+	words := os.NewFile(uintptr(stderr), "depmod-stderr")
+	defer words.Close()
+	depmod.Stderr = words
+	depmod.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	depmod.ExtraFiles = []*os.File{lock}
+	depmod.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us
+	if err := depmod.Run(); err != nil {
+		text, _ := io.ReadAll(io.NewSectionReader(words, 0, 4096))
+		return fmt.Errorf("run depmod for %s: %w%s", m.release, err, lastLines(text))
+	}
+	for _, name := range indexFiles {
+		if err := syncFile(m.tree, name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("sync %s: %w", path.Join(m.inside, name), bare(err))
+		}
+	}
+	return syncDir(m.tree, ".")
+}
+
+// keepIndex gives the files of the index a second name and adds the way back.
+// depmod writes new files and renames them, so the old ones stay as they are.
+func (m *modules) keepIndex() error {
+	for _, name := range indexFiles {
+		kept := path.Join(ourDir, oldName+name)
+		err := m.tree.Link(name, kept)
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			m.undo = append(m.undo, func() error { return ignoreAbsent(m.tree.Remove(name)) })
+		case err != nil:
+			return err
+		default:
+			m.undo = append(m.undo, func() error { return m.putBack(kept, name) })
+		}
+	}
+	return nil
+}
+
+// indexed returns the files of our folder that modules.dep names.
+func (m *modules) indexed() (map[string]bool, error) {
+	f, err := m.tree.Open("modules.dep")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readIndex(f)
+}
+
+// readIndex reads modules.dep(5): "PATH: DEPENDENCY...", paths below the
+// release's folder.
+func readIndex(r io.Reader) (map[string]bool, error) {
+	names := map[string]bool{}
+	lines := bufio.NewReader(r)
+	for {
+		line, err := lines.ReadString('\n')
+		if name, _, ok := strings.Cut(line, ":"); ok {
+			if file, ok := strings.CutPrefix(name, ourDir+"/"); ok {
+				names[file] = true
+			}
+		}
+		if err == io.EOF {
+			return names, nil
+		} else if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// lastLines shows the end of what a program said, indented, below its error.
+func lastLines(text []byte) string {
+	text = bytes.TrimSpace(text)
+	if len(text) == 0 {
+		return ""
+	}
+	lines := strings.Split(string(text), "\n")
+	return "\n  " + strings.Join(lines[max(0, len(lines)-3):], "\n  ")
+}
+
+func syncFile(tree *os.Root, name string) error {
+	f, err := tree.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}

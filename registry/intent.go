@@ -1,0 +1,248 @@
+package registry
+
+import (
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os/exec"
+	"path"
+	"slices"
+	"time"
+)
+
+// intent is what a command is about to do to /lib/modules of one release. Its row
+// is committed before the first visible step and deleted after the last one, so
+// that whoever finds it can finish the work.
+type intent struct {
+	Release  string    `json:"release"`
+	Op       string    `json:"op"` // install or uninstall
+	Packages []string  `json:"packages"`
+	Before   []Install `json:"before"`   // rows of Packages as they were
+	Target   []Install `json:"target"`   // rows of Packages as they shall be
+	Attempts []Attempt `json:"attempts"` // one for each package, begun with the intent
+
+	done bool // files, index and rows are right: only temporary names are left
+}
+
+// carryOut does what an intent and its steps say, or leaves all as it was.
+//
+// The order is: intent; new files under temporary names; their names; depmod;
+// rows; temporary names away; intent away.
+// Without visible steps only rows change.
+func (r *Registry) carryOut(m *modules, in intent, steps []step, visible bool) (Result, error) {
+	depmod, err := depmodCommand(r.root, m)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := r.begin(&in, steps); err != nil {
+		return Result{}, err
+	}
+	if visible {
+		err = r.converge(m, in.Target, steps, depmod)
+	}
+	if err == nil {
+		err = r.commit(in, in.Target, "ok", "")
+	}
+	if err != nil {
+		if undo := m.rollBack(); undo != nil {
+			return Result{}, fmt.Errorf("%w; undo: %w", err, undo)
+		}
+		return Result{}, errors.Join(err, r.abandon(in, err))
+	}
+	m.settle()
+	// The change is made and recorded. If only its intent cannot be deleted, the
+	// next writer does that.
+	r.write(func(tx *sql.Tx) error { return deleteIntent(tx, in.Release) })
+	return result(in.Release, steps, visible), nil
+}
+
+// converge brings files and index to the target and checks the index.
+func (r *Registry) converge(m *modules, target []Install, steps []step, depmod *exec.Cmd) error {
+	if err := m.apply(steps, r.Blob); err != nil {
+		return err
+	}
+	if err := m.reindex(depmod, r.lock); err != nil {
+		return err
+	}
+	index, err := m.indexed()
+	if err != nil {
+		return err
+	}
+	for _, i := range target {
+		if !index[path.Base(i.Path)] {
+			return fmt.Errorf("depmod left %s out of modules.dep: another file of that name wins by depmod.d, or it is excluded", i.Path)
+		}
+	}
+	return nil
+}
+
+// resume finishes what was cut off on a release: forward when that can be done,
+// back when a blob is damaged. An error leaves the intent for another time.
+func (r *Registry) resume(release string) error {
+	ins, err := readIntents(r.db, release)
+	if err != nil || len(ins) == 0 {
+		return err
+	}
+	in := ins[0]
+	if err := r.finish(in); err != nil {
+		return fmt.Errorf("finish %s that was cut off: %w", in.Op, err)
+	}
+	return nil
+}
+
+func (r *Registry) finish(in intent) error {
+	m, err := openModules(r.root, in.Release)
+	var gone *NoModulesError
+	if errors.As(err, &gone) { // the kernel was removed since
+		if _, err := r.forget(in); err != nil {
+			return err
+		}
+		r.note("forgot %s for %s: the kernel is gone", in.Op, in.Release)
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer m.Close()
+	if in.done {
+		m.settle()
+		return r.write(func(tx *sql.Tx) error { return deleteIntent(tx, in.Release) })
+	}
+	err = r.goTo(m, in, in.Target, "ok", "")
+	word := "finished"
+	var damaged *CorruptError
+	if errors.As(err, &damaged) || errors.Is(err, fs.ErrNotExist) {
+		word = "undid"
+		err = r.goTo(m, in, in.Before, "failed", err.Error())
+	}
+	if err == nil {
+		r.note("%s %s for %s", word, in.Op, in.Release)
+	}
+	return err
+}
+
+// goTo makes files, index and rows those of target, whatever a crash left.
+func (r *Registry) goTo(m *modules, in intent, target []Install, outcome, reason string) error {
+	depmod, err := depmodCommand(r.root, m)
+	if err != nil {
+		return err
+	}
+	steps, err := m.plan(slices.Concat(in.Before, in.Target), target)
+	if err != nil {
+		return err
+	}
+	if err := r.converge(m, target, steps, depmod); err != nil {
+		return errors.Join(err, m.rollBack())
+	}
+	if err := r.commit(in, target, outcome, reason); err != nil {
+		return err
+	}
+	m.settle()
+	return r.write(func(tx *sql.Tx) error { return deleteIntent(tx, in.Release) })
+}
+
+// begin commits the intent and one running attempt for each package that a step
+// is about, or for all of them when only the index is at stake.
+func (r *Registry) begin(in *intent, steps []step) error {
+	return r.write(func(tx *sql.Tx) error {
+		all := slices.Concat(in.Target, in.Before)
+		for _, pkg := range in.Packages {
+			i := slices.IndexFunc(all, func(i Install) bool { return i.Package == pkg })
+			idle := len(steps) > 0 && !slices.ContainsFunc(steps, func(s step) bool { return s.row.Package == pkg })
+			if i < 0 || idle {
+				continue
+			}
+			a, err := beginAttempt(tx, Attempt{Op: in.Op, Package: pkg, Version: all[i].Version, Release: in.Release})
+			if err != nil {
+				return err
+			}
+			in.Attempts = append(in.Attempts, a)
+		}
+		body, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(`INSERT INTO intent (release, done, body) VALUES (?, 0, ?)`, in.Release, string(body))
+		return err
+	})
+}
+
+// commit writes the rows that are true now and marks the intent as done.
+func (r *Registry) commit(in intent, target []Install, outcome, reason string) error {
+	return r.write(func(tx *sql.Tx) error {
+		for _, pkg := range in.Packages {
+			if _, err := tx.Exec(`DELETE FROM install WHERE release = ? AND package = ?`, in.Release, pkg); err != nil {
+				return err
+			}
+		}
+		for _, i := range target {
+			if _, err := tx.Exec(`INSERT INTO install (release, module, path, package, version, artifact, digest, size, at)
+				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+				i.Release, i.Module, i.Path, i.Package, i.Version, i.Artifact, i.Digest, i.Size, i.At.UnixNano()); err != nil {
+				return err
+			}
+		}
+		if err := endAttempts(tx, in, outcome, reason); err != nil {
+			return err
+		}
+		_, err := tx.Exec(`UPDATE intent SET done = 1 WHERE release = ?`, in.Release)
+		return err
+	})
+}
+
+// abandon records that an intent failed and was undone.
+func (r *Registry) abandon(in intent, cause error) error {
+	return r.write(func(tx *sql.Tx) error {
+		if err := endAttempts(tx, in, "failed", cause.Error()); err != nil {
+			return err
+		}
+		return deleteIntent(tx, in.Release)
+	})
+}
+
+// forget drops the rows of an intent's packages when the release's folder is gone.
+func (r *Registry) forget(in intent) (Result, error) {
+	var steps []step
+	for _, i := range in.Before {
+		steps = append(steps, step{actRemove, i})
+	}
+	err := r.write(func(tx *sql.Tx) error {
+		for _, i := range in.Before {
+			if _, err := tx.Exec(`DELETE FROM install WHERE release = ? AND module = ?`, i.Release, i.Module); err != nil {
+				return err
+			}
+		}
+		if err := endAttempts(tx, in, "failed", "the kernel is gone"); err != nil {
+			return err
+		}
+		return deleteIntent(tx, in.Release)
+	})
+	return result(in.Release, steps, false), err
+}
+
+func endAttempts(tx *sql.Tx, in intent, outcome, reason string) error {
+	for _, a := range in.Attempts {
+		if _, err := tx.Exec(`UPDATE attempt SET outcome = ?, error = ?, seconds = ? WHERE id = ?`,
+			outcome, reason, time.Since(a.Started).Seconds(), a.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func deleteIntent(tx *sql.Tx, release string) error {
+	_, err := tx.Exec(`DELETE FROM intent WHERE release = ?`, release)
+	return err
+}
+
+// readIntents reads the intent of one release, or all of them when it is "".
+func readIntents(q queryer, release string) ([]intent, error) {
+	return collect(q, func(rows *sql.Rows, in *intent) error {
+		var body string
+		if err := rows.Scan(&in.done, &body); err != nil {
+			return err
+		}
+		return json.Unmarshal([]byte(body), in)
+	}, `SELECT done, body FROM intent WHERE ?1 = '' OR release = ?1 ORDER BY release`, release)
+}

@@ -1,0 +1,264 @@
+package registry
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"kmodctl/internal/kernel"
+)
+
+const (
+	ourDir   = "updates/kmodctl" // below /lib/modules/R; depmod's search order puts updates first
+	tempName = ".kmodctl-tmp-"   // begins every name of ours that must not outlive a command
+	newName  = tempName + "new-" // a file before it gets its name
+	oldName  = tempName + "old-" // a file that lost its name, until the change is final
+)
+
+// modules is /lib/modules/R of one kernel release. Everything under it goes
+// through tree: no link leads out.
+type modules struct {
+	release string
+	inside  string // /lib/modules/R
+	host    string // as this process opens it, free of links
+	tree    *os.Root
+	undo    []func() error // what takes back the change so far, last first
+}
+
+// modulesPath is the folder of a release as named inside a root.
+func modulesPath(release string) string { return "/lib/modules/" + release }
+
+// openModules opens a release's folder. The error is a *NoModulesError when there
+// is none.
+func openModules(root kernel.Root, release string) (*modules, error) {
+	if release == "" || release[0] == '.' || release[0] == '-' || strings.ContainsAny(release, "/\x00") {
+		return nil, fmt.Errorf("%q is not a kernel release", release)
+	}
+	m := &modules{release: release, inside: modulesPath(release)}
+	var err error
+	if m.host, err = root.Path(m.inside); errors.Is(err, fs.ErrNotExist) {
+		return nil, &NoModulesError{Release: release, Path: m.inside}
+	} else if err != nil {
+		return nil, err
+	}
+	if m.tree, err = os.OpenRoot(m.host); err != nil {
+		return nil, err
+	}
+	for _, d := range []string{path.Dir(ourDir), ourDir} {
+		info, err := m.tree.Lstat(d)
+		if err == nil && !info.IsDir() {
+			err = fmt.Errorf("%s is not a folder", path.Join(m.inside, d))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			m.tree.Close()
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func (m *modules) Close() error { return m.tree.Close() }
+
+// path is a file of our folder as named inside the root; name is the reverse.
+func (m *modules) path(file string) string { return path.Join(m.inside, ourDir, file) }
+
+// digest returns the SHA-256 of a file in our folder: "" when it does not exist,
+// and words that are no digest when it is no regular file.
+func (m *modules) digest(file string) (string, error) {
+	name := path.Join(ourDir, file)
+	info, err := m.tree.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	} else if err != nil {
+		return "", err
+	}
+	if info.IsDir() {
+		return "", fmt.Errorf("%s is a folder", m.path(file))
+	}
+	if !info.Mode().IsRegular() {
+		return "no regular file", nil
+	}
+	f, err := m.tree.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return "", err
+	}
+	return hexSum(sum), nil
+}
+
+// apply makes the files what steps say and leaves in m.undo the way back. blob
+// opens the content of a file. All space is taken before the first file changes.
+func (m *modules) apply(steps []step, blob func(digest string) (io.ReadCloser, error)) error {
+	m.sweep()
+	if err := m.makeDirs(); err != nil {
+		return err
+	}
+	for _, s := range steps {
+		if s.places() {
+			if err := m.stage(s, blob); err != nil {
+				return fmt.Errorf("write %s: %w", s.row.Path, err)
+			}
+		}
+	}
+	for _, s := range steps {
+		if err := m.flip(s); err != nil {
+			return fmt.Errorf("%s %s: %w", s.action, s.row.Path, err)
+		}
+	}
+	return syncDir(m.tree, ourDir)
+}
+
+// makeDirs makes updates and updates/kmodctl.
+func (m *modules) makeDirs() error {
+	for _, d := range []string{path.Dir(ourDir), ourDir} {
+		if err := m.tree.Mkdir(d, 0o755); errors.Is(err, fs.ErrExist) {
+			continue
+		} else if err != nil {
+			return fmt.Errorf("make %s: %w", path.Join(m.inside, d), bare(err))
+		}
+		m.undo = append(m.undo, func() error { return m.tree.Remove(d) })
+		if err := m.tree.Chmod(d, 0o755); err != nil {
+			return err
+		}
+		if err := syncDir(m.tree, path.Dir(d)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stage writes the new content under a temporary name.
+func (m *modules) stage(s step, blob func(string) (io.ReadCloser, error)) error {
+	src, err := blob(s.row.Digest)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	name := path.Join(ourDir, newName+s.file())
+	f, err := m.tree.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return bare(err)
+	}
+	m.undo = append(m.undo, func() error { return ignoreAbsent(m.tree.Remove(name)) })
+	_, err = io.Copy(f, src)
+	return errors.Join(bare(err), f.Chmod(0o644), f.Sync(), f.Close())
+}
+
+// flip gives a staged file its name, or takes a file's name away. The old file
+// keeps a temporary one, so that the way back needs no space.
+func (m *modules) flip(s step) error {
+	name, fresh, old := path.Join(ourDir, s.file()), path.Join(ourDir, newName+s.file()), path.Join(ourDir, oldName+s.file())
+	switch s.action {
+	case actInstall:
+		m.undo = append(m.undo, func() error { return ignoreAbsent(m.tree.Remove(name)) })
+		return bare(m.tree.Rename(fresh, name))
+	case actReplace:
+		if err := m.tree.Link(name, old); err != nil {
+			return bare(err)
+		}
+		m.undo = append(m.undo, func() error { return m.putBack(old, name) })
+		return bare(m.tree.Rename(fresh, name))
+	case actRemove:
+		err := m.tree.Rename(name, old)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // somebody removed it before us
+		}
+		m.undo = append(m.undo, func() error { return m.putBack(old, name) })
+		return bare(err)
+	}
+	return nil
+}
+
+// putBack gives a file its old name again. rename(2) does nothing when both names
+// are already the same file, hence the second step.
+func (m *modules) putBack(old, name string) error {
+	if err := m.tree.Rename(old, name); err != nil {
+		return err
+	}
+	return ignoreAbsent(m.tree.Remove(old))
+}
+
+// rollBack takes the change back. After an error, the state is neither.
+func (m *modules) rollBack() error {
+	var errs []error
+	for _, undo := range slices.Backward(m.undo) {
+		errs = append(errs, undo())
+	}
+	m.undo = nil
+	m.sweep()
+	return errors.Join(errs...)
+}
+
+// settle makes the change final: the old files go, and our folders when nothing
+// is left in them.
+func (m *modules) settle() {
+	m.undo = nil
+	m.sweep()
+	for _, d := range []string{ourDir, path.Dir(ourDir)} {
+		m.tree.Remove(d) // fails, as it should, when it is not empty
+	}
+}
+
+// depmodTemp is the name of a file that depmod is writing: name, pid, microseconds
+// and seconds (kmod, tools/depmod.c, depmod_output).
+var depmodTemp = regexp.MustCompile(`^modules\.[a-z.]+\.([0-9]+)\.[0-9]+\.[0-9]+$`)
+
+// sweep removes temporary names: ours, and those of a depmod that was killed.
+func (m *modules) sweep() {
+	ours, _ := readNames(m.tree, ourDir)
+	for _, name := range ours {
+		if strings.HasPrefix(name, tempName) {
+			m.tree.Remove(path.Join(ourDir, name))
+		}
+	}
+	index, _ := readNames(m.tree, ".")
+	for _, name := range index {
+		if found := depmodTemp.FindStringSubmatch(name); found != nil && !depmodRuns(found[1]) {
+			m.tree.Remove(name)
+		}
+	}
+}
+
+// depmodRuns reports whether a pid is, for all we can know, that of a depmod.
+func depmodRuns(pid string) bool {
+	n, err := strconv.Atoi(pid)
+	if err != nil || errors.Is(unix.Kill(n, 0), unix.ESRCH) {
+		return false
+	}
+	comm, err := os.ReadFile("/proc/" + pid + "/comm")
+	return err != nil || string(comm) == "depmod\n"
+}
+
+// bare takes the path off an error of a file: the caller names it as people do.
+func bare(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	var l *os.LinkError
+	if errors.As(err, &l) {
+		return l.Err
+	}
+	return err
+}
+
+func ignoreAbsent(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

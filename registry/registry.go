@@ -1,0 +1,214 @@
+// Package registry keeps what kmodctl knows: sources, artifacts per kernel
+// release, what is installed where, and the history of attempts; and it places
+// modules under /lib/modules and brings the module index up to date.
+//
+// Open is for readers, OpenWriter for the one writer. Everything immutable is a
+// file named by its SHA-256 in blobs/sha256, everything mutable is a row of
+// registry.db. docs/registry-format.md describes both.
+//
+// It promises: a row names only content that is already durable. A command that
+// is killed leaves the state before it or an intent that the next writer
+// finishes. No file outside updates/kmodctl is touched under /lib/modules, but
+// for the index that depmod makes. Readers are never blocked, need no rights
+// beyond reading, and write nothing that lasts.
+//
+// A Registry may be used by several goroutines, with two exceptions: RemoveSource
+// must not run while another one stores something, and only one may install or
+// uninstall for the same kernel release.
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"kmodctl/internal/kernel"
+)
+
+// Registry is an open registry. Close it.
+type Registry struct {
+	dir       string      // absolute and free of links
+	tree      *os.Root    // dir; nil when a reader found none
+	db        *sql.DB     // of an absent registry: an empty one in memory
+	lock      *os.File    // held by the writer; nil for a reader
+	root      kernel.Root // where the writer installs
+
+	mu        sync.Mutex
+	recovered []string
+}
+
+// WriterOptions are what OpenWriter wants to know of its caller.
+type WriterOptions struct {
+	Command string              // our own words for those who wait: "kmodctl build"
+	Version string              // of kmodctl; kept in a registry that it creates
+	Waiting func(holder string) // called once when another writer holds the lock; may be nil
+}
+
+// Open opens the registry in dir for reading. One that does not exist is empty.
+func Open(ctx context.Context, dir string) (*Registry, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
+	r := &Registry{dir: dir}
+	if r.tree, err = os.OpenRoot(dir); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("open registry: %w", err)
+		}
+		r.tree = nil
+	}
+	_, err = os.Stat(filepath.Join(dir, dbFile))
+	switch {
+	case err == nil:
+		r.db, err = openDB(ctx, filepath.Join(dir, dbFile), "ro")
+	case errors.Is(err, fs.ErrNotExist):
+		r.db, err = openDB(ctx, "", "memory")
+	}
+	if err != nil {
+		r.Close()
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
+	return r, nil
+}
+
+// OpenWriter opens the registry in dir for writing and creates it when there is
+// none. It waits, as long as ctx allows, until no other writer and no depmod of a
+// killed one is at work, and then finishes or undoes what was cut off: see
+// Recovered. root is where modules are installed; a registry belongs to one root.
+func OpenWriter(ctx context.Context, dir string, root kernel.Root, o WriterOptions) (*Registry, error) {
+	r, err := openWriter(ctx, dir, root, o)
+	if err != nil {
+		return nil, fmt.Errorf("open registry %s: %w", dir, err)
+	}
+	return r, nil
+}
+
+func openWriter(ctx context.Context, dir string, root kernel.Root, o WriterOptions) (*Registry, error) {
+	if err := makeDir(dir); err != nil {
+		return nil, err
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return nil, err
+	}
+	r := &Registry{dir: dir, root: root}
+	if r.tree, err = os.OpenRoot(dir); err != nil {
+		return nil, err
+	}
+	if r.lock, err = acquire(ctx, r.tree, o); err != nil {
+		r.Close()
+		return nil, err
+	}
+	if err := r.layOut(); err != nil {
+		r.Close()
+		return nil, err
+	}
+	if r.db, err = r.writerDB(ctx, o.Version); err != nil {
+		r.Close()
+		return nil, err
+	}
+	if err := r.recover(); err != nil {
+		r.Close()
+		return nil, fmt.Errorf("recover: %w", err)
+	}
+	return r, nil
+}
+
+// Recovered tells what OpenWriter finished, undid or could not finish of commands
+// that were cut off: one line for each thing.
+func (r *Registry) Recovered() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.recovered)
+}
+
+func (r *Registry) note(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.recovered = append(r.recovered, fmt.Sprintf(format, args...))
+}
+
+// Close gives the lock back.
+func (r *Registry) Close() error {
+	var errs []error
+	if r.db != nil {
+		errs = append(errs, r.db.Close())
+	}
+	if r.lock != nil {
+		errs = append(errs, r.lock.Truncate(0), r.lock.Close())
+	}
+	if r.tree != nil {
+		errs = append(errs, r.tree.Close())
+	}
+	return errors.Join(errs...)
+}
+
+const readme = `This folder is the registry of kmodctl (kernel modules built out of tree).
+
+registry.db          SQLite: sources, artifacts, installs, history. Its -wal and
+                     -shm files belong to it: copy all three, or none.
+blobs/sha256/DIGEST  files that never change, named by their SHA-256: source
+                     archives (tar), .ko files, build logs, artifact records (JSON)
+work/                folders of running builds
+lock                 held by the command that is writing; says which
+
+Check a blob with sha256sum. Look, do not touch: sqlite3 -readonly registry.db
+`
+
+// layOut creates what a registry consists of, but for the database.
+func (r *Registry) layOut() error {
+	for _, d := range []struct {
+		name string
+		mode os.FileMode
+	}{{"blobs", 0o755}, {blobDir, 0o755}, {workDir, 0o711}} {
+		if err := r.tree.Mkdir(d.name, d.mode); errors.Is(err, fs.ErrExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		if err := r.tree.Chmod(d.name, d.mode); err != nil { // whatever the umask is
+			return err
+		}
+	}
+	if _, err := r.tree.Lstat("README"); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := r.tree.WriteFile("README", []byte(readme), 0o644); err != nil {
+		return err
+	}
+	return r.tree.Chmod("README", 0o644)
+}
+
+// makeDir creates dir and its parents, each readable by everyone when new.
+func makeDir(dir string) error {
+	if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrExist) {
+		return nil
+	} else if errors.Is(err, fs.ErrNotExist) {
+		if err := makeDir(filepath.Dir(dir)); err != nil {
+			return err
+		}
+		return makeDir(dir)
+	} else if err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o755)
+}
+
+// syncDir makes the names in a folder of tree durable.
+func syncDir(tree *os.Root, name string) error {
+	d, err := tree.Open(name)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
