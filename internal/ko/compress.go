@@ -8,7 +8,6 @@ import (
 	"io"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 )
 
 // maxSize bounds a module in bytes, on disk and decompressed: some fifty times
@@ -51,14 +50,6 @@ func decompress(data []byte, limit int64) (elf []byte, compression string, err e
 
 func gunzip(data []byte, limit int64) ([]byte, error) {
 	r, err := gzip.NewReader(bytes.NewReader(data))
-	if err != nil {
-		return nil, err
-	}
-	return readAll(r, len(data), limit)
-}
-
-func unxz(data []byte, limit int64) ([]byte, error) {
-	r, err := xz.NewReader(bytes.NewReader(data))
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ import (
 // Info is what a module file says of itself.
 type Info struct {
 	// Name is the kernel's name of the module, with _: from name= in .modinfo
-	// (since Linux 4.7) or from struct module, never from the name of the file.
+	// (since Linux 4.13, commit 3e2e857f9c3a) or from struct module, never from the name of the file.
 	Name string `json:"name"`
 
 	Fields     []Field  `json:"fields"`               // .modinfo in the order of the file, repeated keys kept

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -120,7 +121,7 @@ func TestInfoAnswers(t *testing.T) {
 	}
 }
 
-// Without name= in .modinfo (before Linux 4.7) struct module tells, 32 or 64 bit.
+// Without name= in .modinfo (before Linux 4.13) struct module tells, 32 or 64 bit.
 func TestNameFromStructModule(t *testing.T) {
 	for _, class := range []elf.Class{elf.ELFCLASS64, elf.ELFCLASS32} {
 		f := newFixture(elf.EM_MIPS, class, binary.BigEndian)
@@ -255,6 +256,38 @@ func TestDecompress(t *testing.T) {
 		if _, _, err := Decompress(data); !errors.Is(err, ErrMalformed) && !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrTooLarge) {
 			t.Errorf("%q with a flipped bit: %v", compression, err)
 		}
+	}
+}
+
+// An xz header of 12 bytes can ask for a dictionary of 4 GiB; in any block.
+func TestHugeDictionary(t *testing.T) {
+	var one bytes.Buffer
+	w, err := xz.WriterConfig{CheckSum: xz.CRC32, BlockSize: 4096}.NewWriter(&one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := bytes.Repeat([]byte("module "), 2000)
+	if _, err := w.Write(plain); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	data := one.Bytes()
+	if got, _, err := Decompress(data); err != nil || !bytes.Equal(got, plain) {
+		t.Fatalf("several blocks: %d bytes, %v", len(got), err)
+	}
+	header := data[12 : 12+(int(data[12])+1)*4]
+	last := bytes.LastIndex(data, header)
+	if last == 12 {
+		t.Fatal("the writer made one block")
+	}
+	dict := bytes.Index(header, []byte{0x21, 1}) + 2
+	data[last+dict] = 40
+	sum := last + len(header) - 4
+	binary.LittleEndian.PutUint32(data[sum:], crc32.ChecksumIEEE(data[last:sum]))
+	if _, _, err := Decompress(data); !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), "dictionary of 4294967295 bytes") {
+		t.Errorf("dictionary of 4 GiB: %v", err)
 	}
 }
 

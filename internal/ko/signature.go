@@ -33,8 +33,8 @@ const (
 //	ELF, signature, struct module_signature, signatureMagic
 //
 // and returns the ELF and the signature, nil when the magic is not there. A
-// trailer that cannot be right is an error: the kernel answers it with EBADMSG
-// whether or not it demands signatures (mod_check_sig, module_sig_check).
+// trailer that cannot be parsed is an error: the kernel refuses it with EBADMSG
+// even where it takes unsigned modules (module_sig_check in kernel/module/signing.c).
 func splitSignature(data []byte) ([]byte, *Signature, error) {
 	body, ok := bytes.CutSuffix(data, []byte(signatureMagic))
 	if !ok {
