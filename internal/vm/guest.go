@@ -20,6 +20,9 @@ const (
 	taskFile = "/kmodctl-vm.json"
 )
 
+// complaint starts what pid 1 says on the console when it cannot do its task.
+const complaint = "kmodctl-vm: "
+
 // task is what pid 1 shall run.
 type task struct {
 	Token string   `json:"token"` // of the frame, see stream.go
@@ -45,10 +48,10 @@ func Main(run func() int) {
 		os.Exit(run())
 	}
 	if err := serve(); err != nil {
-		fmt.Fprintln(os.Stderr, "kmodctl-vm:", err) // the console, which Run shows
+		fmt.Fprintf(os.Stderr, "\n%s%v\n", complaint, err) // the console, which Run reads
 	}
 	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART); err != nil {
-		fmt.Fprintln(os.Stderr, "kmodctl-vm: reboot:", err)
+		fmt.Fprintf(os.Stderr, "\n%sreboot: %v\n", complaint, err)
 	}
 	os.Exit(1) // the kernel panics: pid 1 ended
 }
@@ -75,7 +78,6 @@ func serve() error {
 	if err != nil {
 		return err
 	}
-	// The leading line end of frame keeps the marker apart from an unfinished line.
 	if status.Signaled() {
 		fmt.Fprintf(tty, "%ssignal %d\n", frame(t.Token), status.Signal())
 	} else {

@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 )
 
 // openKernel opens the form of an image that boots fastest. A vmlinuz unpacks
@@ -43,8 +45,10 @@ func bootable(f *os.File) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	cached := filepath.Join(cacheDir(), fmt.Sprintf("vmlinux-%x", sha256.Sum256(image)))
+	cached := cachePath(image)
 	if vmlinux, err := os.Open(cached); err == nil {
+		now := time.Now()
+		os.Chtimes(cached, now, now) // for prune
 		return vmlinux, nil
 	}
 	vmlinux, err := Payload(image)
@@ -57,17 +61,17 @@ func bootable(f *os.File) (*os.File, error) {
 	return keep(cached, vmlinux)
 }
 
-// cacheDir is where unpacked kernels are kept; they are named by the digest of
-// the image that they come from.
-func cacheDir() string {
-	if os.Getenv("XDG_CACHE_HOME") == "" && os.Geteuid() == 0 {
-		return "/var/cache/kmodctl"
+// cachePath is where the unpacked form of an image is kept, "" if nowhere. It is
+// named by the image's digest, so that it need never be checked for age.
+func cachePath(image []byte) string {
+	dir := "/var/cache"
+	if os.Getenv("XDG_CACHE_HOME") != "" || os.Geteuid() != 0 {
+		var err error
+		if dir, err = os.UserCacheDir(); err != nil {
+			return ""
+		}
 	}
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		return ""
-	}
-	return filepath.Join(dir, "kmodctl")
+	return filepath.Join(dir, "kmodctl", fmt.Sprintf("vmlinux-%x", sha256.Sum256(image)))
 }
 
 // keep puts vmlinux in the cache, or in a file without a name where there is no
@@ -89,13 +93,15 @@ func keep(cached string, vmlinux []byte) (*os.File, error) {
 
 // store writes a file that is whole or not there, even after a power cut.
 func store(name string, data []byte) error {
-	if !filepath.IsAbs(name) {
+	if name == "" {
 		return errors.New("no cache folder")
 	}
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+	dir := filepath.Dir(name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(name), ".vmlinux-")
+	prune(dir)
+	f, err := os.CreateTemp(dir, ".vmlinux-")
 	if err != nil {
 		return err
 	}
@@ -108,6 +114,18 @@ func store(name string, data []byte) error {
 		os.Remove(f.Name())
 	}
 	return err
+}
+
+// prune removes kernels (60 MB each) that were not booted for 30 days, and what
+// a killed store has left.
+func prune(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		info, err := e.Info()
+		if err == nil && strings.Contains(e.Name(), "vmlinux-") && time.Since(info.ModTime()) > 30*24*time.Hour {
+			os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
 }
 
 // hasPVH reports whether an ELF file is a kernel that QEMU can start at its

@@ -26,7 +26,7 @@ func writeInitramfs(t task, c Config) (*os.File, error) {
 	}
 	buf := bufio.NewWriterSize(f, 1<<20)
 	a := archive{w: cpio.Newc.Writer(buf), made: map[string]uint64{"": unix.S_IFDIR}}
-	if err := a.fill(t, c); err == nil {
+	if err = a.fill(t, c); err == nil {
 		err = buf.Flush()
 	}
 	if err != nil {

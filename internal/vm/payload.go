@@ -48,6 +48,10 @@ func Payload(image []byte) (vmlinux []byte, err error) {
 	return vmlinux, nil
 }
 
+// maxWindow is the most that a decompressor may look back, in bytes: what
+// zstd -22 --ultra needs, the widest of the kernel's build.
+const maxWindow = 128 << 20
+
 // unpack undoes the compression of a payload. Its last four bytes are the size
 // of the result: gzip ends so by itself, for the others the kernel's build
 // appends it (cmd_xz_with_size and its like, scripts/Makefile.lib).
@@ -64,10 +68,10 @@ func unpack(payload []byte) ([]byte, error) {
 	case bytes.HasPrefix(packed, []byte("\xfd7zXZ\x00")):
 		r, err = newXZ(src, size)
 	case bytes.HasPrefix(packed, []byte("\x5d\x00\x00")):
-		r, err = lzma.ReaderConfig{DictCap: lzma.MinDictCap}.NewReader(src)
+		r, err = lzma.ReaderConfig{DictCap: maxWindow}.NewReader(src)
 	case bytes.HasPrefix(packed, []byte("\x28\xb5\x2f\xfd")):
 		var d *zstd.Decoder
-		if d, err = zstd.NewReader(src, zstd.WithDecoderConcurrency(1)); err == nil {
+		if d, err = zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow)); err == nil {
 			defer d.Close()
 		}
 		r = d

@@ -30,6 +30,10 @@ type machine struct {
 
 // prepare makes everything that QEMU will read.
 func prepare(c Config) (*machine, error) {
+	path, err := exec.LookPath(qemu)
+	if err != nil {
+		return nil, ErrNoQEMU
+	}
 	if err := checkInit(c.Init); err != nil {
 		return nil, err
 	}
@@ -39,14 +43,11 @@ func prepare(c Config) (*machine, error) {
 	if c.Output == nil {
 		c.Output = io.Discard
 	}
-	if c.Console == nil {
-		c.Console = io.Discard
-	}
 	kernel, err := openKernel(c.Image)
 	if err != nil {
 		return nil, err
 	}
-	m := &machine{Config: c, token: rand.Text(), kernel: kernel}
+	m := &machine{Config: c, qemu: path, token: rand.Text(), kernel: kernel}
 	if m.initramfs, err = writeInitramfs(m.task(), c); err != nil {
 		kernel.Close()
 		return nil, fmt.Errorf("write initramfs: %w", err)
@@ -124,9 +125,10 @@ func (m *machine) boot(ctx context.Context, accel string, beginWithin time.Durat
 		}).Stop()
 	}
 	var console, stderr tail
-	err = m.exec(guest, accel, io.MultiWriter(&console, m.Console), &stderr)
-	if err == nil && m.out.err != nil {
-		return -1, fmt.Errorf("pass on output: %w", m.out.err)
+	console.to = m.Console
+	err = m.exec(guest, accel, &console, &stderr)
+	if lost := errors.Join(m.out.err, console.err); lost != nil && ctx.Err() == nil {
+		return -1, fmt.Errorf("boot %s: pass on output: %w", m.Image, lost)
 	}
 	if m.out.state == "exit" {
 		return m.out.result, nil
@@ -155,6 +157,9 @@ func (m *machine) boot(ctx context.Context, accel string, beginWithin time.Durat
 // ending says why a guest went away by itself.
 func ending(console string, begun bool) string {
 	for line := range strings.Lines(console) {
+		if why, ok := strings.CutPrefix(line, complaint); ok {
+			return "pid 1 of the guest: " + strings.TrimSpace(why)
+		}
 		if _, why, ok := strings.Cut(line, "Kernel panic - "); ok {
 			return "kernel panic: " + strings.TrimPrefix(strings.TrimSpace(why), "not syncing: ")
 		}
@@ -167,7 +172,7 @@ func ending(console string, begun bool) string {
 
 // exec runs QEMU to its end. The kernel, the initramfs and the console are open
 // files that it finds under /proc/self/fd, so none of them needs a name.
-func (m *machine) exec(ctx context.Context, accel string, console io.Writer, stderr io.Writer) error {
+func (m *machine) exec(ctx context.Context, accel string, console, stderr *tail) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -183,7 +188,7 @@ func (m *machine) exec(ctx context.Context, accel string, console io.Writer, std
 	cmd.ExtraFiles = []*os.File{m.kernel, m.initramfs, w}
 	cmd.Stdout, cmd.Stderr = m.out, stderr
 	// A group of its own: Ctrl-C is for us, and ctx kills QEMU. The death signal comes
-	// when the thread that started it ends (prctl(2)), hence the lock.
+	// when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG), hence the lock.
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -192,6 +197,6 @@ func (m *machine) exec(ctx context.Context, accel string, console io.Writer, std
 	if err != nil {
 		return err
 	}
-	io.Copy(console, r) // until QEMU ends
+	io.Copy(console, r) // until QEMU ends: a console that nobody reads would stop it
 	return cmd.Wait()
 }

@@ -89,17 +89,20 @@ func partial(data, mark []byte) int {
 	return 0
 }
 
-// tail keeps the last 8 KiB that are written to it.
+// tail keeps the last 8 KiB that are written to it, and passes everything on.
 type tail struct {
-	mu   sync.Mutex
+	to   io.Writer // or nil
 	data []byte
+	err  error // first error of to
 }
 
 const tailSize = 8 << 10
 
+// Write never fails, for the same reason as that of output.
 func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	if t.to != nil && t.err == nil {
+		_, t.err = t.to.Write(p)
+	}
 	t.data = append(t.data, p...)
 	if over := len(t.data) - tailSize; over > 0 {
 		t.data = append(t.data[:0], t.data[over:]...)
@@ -110,8 +113,6 @@ func (t *tail) Write(p []byte) (int, error) {
 // String is what was kept, from the start of a line, without the serial line's
 // carriage returns.
 func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	s := strings.ReplaceAll(string(t.data), "\r", "")
 	if len(t.data) == tailSize {
 		_, s, _ = strings.Cut(s, "\n")

@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os/exec"
 	"strings"
 	"time"
 )
@@ -90,16 +89,11 @@ func (e *Error) Error() string {
 // is no emulator, the cause of ctx when that ended first; the exit code is then
 // -1. The end of ctx kills QEMU.
 func Run(ctx context.Context, c Config) (exit int, err error) {
-	path, err := exec.LookPath(qemu)
-	if err != nil {
-		return -1, fmt.Errorf("boot %s: %w", c.Image, ErrNoQEMU)
-	}
 	m, err := prepare(c)
 	if err != nil {
 		return -1, fmt.Errorf("boot %s: %w", c.Image, err)
 	}
 	defer m.close()
-	m.qemu = path
 	accel, _ := Accel()
 	switch {
 	case accel != "kvm" && accel != "tcg":

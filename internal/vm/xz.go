@@ -107,7 +107,7 @@ func readBlockHeader(src io.Reader, n byte) (b block, err error) {
 // unpack reads the data of a block and the padding after it.
 func (b block) unpack(src *bytes.Reader, maxSize int64) ([]byte, error) {
 	before := src.Len()
-	r, err := lzma.Reader2Config{DictCap: int(max(lzma.MinDictCap, min(b.dict, maxSize)))}.NewReader2(src)
+	r, err := lzma.Reader2Config{DictCap: int(max(lzma.MinDictCap, min(b.dict, maxSize, maxWindow)))}.NewReader2(src)
 	if err != nil {
 		return nil, err
 	}

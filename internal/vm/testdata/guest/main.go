@@ -2,12 +2,13 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -17,18 +18,90 @@ import (
 func main() { vm.Main(run) }
 
 func run() int {
-	switch os.Args[1] {
-	case "exit":
-		code, _ := strconv.Atoi(os.Args[2])
-		return code
-	case "self": // what it was started with
+	switch verb, args := os.Args[1], os.Args[2:]; verb {
+	case "self": // how it was started
 		dir, err := os.Getwd()
 		check(err)
 		check(json.NewEncoder(os.Stdout).Encode(map[string]any{
-			"args": os.Args[1:], "env": os.Getenv("GREETING"), "marker": os.Getenv("KMODCTL_VM"), "dir": dir,
+			"args": args, "dir": dir, "pid1": vm.InGuest(),
+			"env": map[string]string{"GREETING": os.Getenv("GREETING"), "KMODCTL_VM": os.Getenv("KMODCTL_VM")},
 		}))
+	case "exit":
+		code, err := strconv.Atoi(args[0])
+		check(err)
+		return code
+	case "look": // mode and content of each path
+		for _, name := range args {
+			info, err := os.Lstat(name)
+			check(err)
+			var content []byte
+			if info.Mode().IsRegular() {
+				content, err = os.ReadFile(name)
+			} else if info.Mode()&os.ModeSymlink != 0 {
+				var to string
+				to, err = os.Readlink(name)
+				content = []byte(to)
+			}
+			check(err)
+			fmt.Printf("%s %v %q\n", name, info.Mode(), content)
+		}
+	case "flood": // 1 MiB of every byte there is, no line end at its end
+		chunk := make([]byte, 4096)
+		for i := range chunk {
+			chunk[i] = byte(i)
+		}
+		_, err := os.Stdout.Write(bytes.Repeat(chunk, 256))
+		check(err)
+	case "insert":
+		f, err := os.Open(args[0])
+		check(err)
+		check(unix.FinitModule(int(f.Fd()), "numdummies=2", 0))
+		state, err := os.ReadFile("/sys/module/dummy/initstate")
+		check(err)
+		var uts unix.Utsname
+		check(unix.Uname(&uts))
+		fmt.Printf("%s on %s", bytes.TrimSpace(state), unix.ByteSliceToString(uts.Release[:]))
+	case "system": // mounts, scratch folders, an init that reaps
+		for _, name := range []string{"/proc/self/stat", "/sys/kernel/notes", "/sys/kernel/security/lsm", "/dev/kmsg", "/dev/null"} {
+			_, err := os.Stat(name)
+			check(err)
+		}
+		check(os.WriteFile("/tmp/x", nil, 0o600))
+		check(os.WriteFile("/run/x", nil, 0o600))
+		p, err := os.StartProcess("/init", []string{"/init", "orphan"}, &os.ProcAttr{})
+		check(err)
+		_, err = p.Wait()
+		check(err)
+		for others() { // the orphan, until pid 1 has reaped it
+		}
+	case "orphan":
+		_, err := os.StartProcess("/init", []string{"/init", "exit", "0"}, &os.ProcAttr{})
+		check(err)
+	case "panic":
+		check(os.WriteFile("/proc/sys/kernel/sysrq", []byte("1"), 0))
+		check(os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0))
+	case "signal":
+		check(unix.Kill(os.Getpid(), unix.SIGKILL))
+		unix.Pause()
+	case "hang":
+		fmt.Println("hanging")
+		unix.Pause()
+	case "reboot":
+		check(unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART))
 	}
 	return 0
+}
+
+// others reports whether a process of this program other than pid 1 and this one
+// is there, be it a zombie.
+func others() bool {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	check(err)
+	return slices.ContainsFunc(dirs, func(dir string) bool {
+		stat, err := os.ReadFile(dir + "/stat")
+		pid := filepath.Base(dir)
+		return err == nil && bytes.Contains(stat, []byte("(init)")) && pid != "1" && pid != strconv.Itoa(os.Getpid())
+	})
 }
 
 func check(err error) {
@@ -37,7 +110,3 @@ func check(err error) {
 		os.Exit(99)
 	}
 }
-
-var _ = io.EOF
-var _ = syscall.EINVAL
-var _ = unix.EINVAL
