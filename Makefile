@@ -1,0 +1,66 @@
+# kmodctl's make targets. Each is .PHONY: `build` is a folder here.
+.PHONY: all demo test setup check unit oracle fuzz e2e bench docs clean
+
+GO      ?= go
+VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo devel)
+TAGS    := urfave_cli_no_docs
+PART    := .ci/part
+
+# The static binary.
+all:
+	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '-s -w -X main.version=$(VERSION)' -o bin/kmodctl ./cmd/kmodctl
+
+# From nothing to "hello: module loaded", printed by a real kernel.
+demo:
+	.ci/setup demo
+	$(MAKE) all
+	.ci/as-root bin/kmodctl build ./examples/hello
+	bin/kmodctl run ./examples/hello
+
+# All tests, on two kernel series; sets the machine up first.
+test:
+	.ci/setup test
+	$(PART) check 'cheap checks' $(MAKE) check
+	$(PART) unit  'unit tests, race detector' $(MAKE) unit
+	$(PART) ko    'every .ko against modinfo' $(MAKE) oracle
+	$(PART) fuzz  'fuzzers, a few seconds each' $(MAKE) fuzz
+	$(PART) main  'the main job on real kernels' $(MAKE) e2e
+
+setup:
+	.ci/setup test
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+check:
+	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
+	$(GO) mod tidy -diff
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(MAKE) all
+
+# internal/vm and cmd boot kernels: they are e2e's.
+unit:
+	CGO_ENABLED=1 $(GO) test -race -short $$($(GO) list ./... | grep -v -e /internal/vm -e /cmd/)
+
+oracle:
+	CGO_ENABLED=0 $(GO) test -run Oracle -v ./internal/ko ./loader
+
+# The seeds run with the unit tests; this looks for new inputs.
+FUZZTIME ?= 5s
+fuzz:
+	.ci/fuzz $(FUZZTIME)
+
+e2e: all
+	CGO_ENABLED=0 $(GO) test -timeout 30m ./internal/vm
+	CGO_ENABLED=0 $(GO) test -timeout 30m -tags $(TAGS) -v ./cmd/kmodctl
+
+# Figures, not tests: ratios against a peer in the same run.
+bench: all
+	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -run '^$$' -bench . -benchtime 1x ./cmd/kmodctl
+
+# docs/cli.md is made from the commands.
+docs:
+	$(GO) test -tags $(TAGS) ./cmd/kmodctl -run TestCLIDocs -update
+
+clean:
+	rm -rf bin

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/urfave/cli/v2"
+	"github.com/xrash/smetrics"
+)
+
+// arrange puts flags before arguments, since urfave/cli v2 stops reading flags
+// at the first argument: `build hello -k R` becomes `build -k R -- hello`, and a
+// global flag is found behind the command too. Values keep their commas.
+func arrange(app *cli.App, argv []string) ([]string, error) {
+	var global, local, args []string
+	var cmd *cli.Command
+	words := argv[1:]
+	for i := 0; i < len(words); i++ {
+		word := words[i]
+		if word == "--" {
+			args = append(args, words[i+1:]...)
+			break
+		}
+		if !strings.HasPrefix(word, "-") || word == "-" {
+			if cmd == nil {
+				if cmd = app.Command(word); cmd == nil {
+					return nil, unknownCommand(app, word)
+				}
+				continue
+			}
+			args = append(args, word)
+			continue
+		}
+		name, _, hasValue := strings.Cut(strings.TrimLeft(word, "-"), "=")
+		flag, into := findFlag(app.Flags, name), &global
+		if cmd != nil && (flag == nil || findFlag(cmd.Flags, name) != nil) {
+			flag, into = findFlag(cmd.Flags, name), &local
+		}
+		*into = append(*into, word)
+		if takesValue(flag) && !hasValue {
+			if i++; i == len(words) {
+				return nil, usagef("flag %s needs a value", word)
+			}
+			*into = append(*into, words[i])
+		}
+	}
+	out := append([]string{argv[0]}, global...)
+	if cmd != nil {
+		out = append(append(out, cmd.Name), local...)
+		out = append(append(out, "--"), args...)
+	}
+	return out, nil
+}
+
+func findFlag(flags []cli.Flag, name string) cli.Flag {
+	for _, f := range flags {
+		for _, n := range f.Names() {
+			if n == name {
+				return f
+			}
+		}
+	}
+	return nil
+}
+
+func takesValue(f cli.Flag) bool {
+	d, ok := f.(cli.DocGenerationFlag)
+	return ok && d.TakesValue()
+}
+
+func unknownCommand(app *cli.App, name string) error {
+	best, distance := "", 3
+	for _, c := range app.Commands {
+		if d := smetrics.WagnerFischer(name, c.Name, 1, 1, 1); d < distance && !c.Hidden {
+			best, distance = c.Name, d
+		}
+	}
+	if best != "" {
+		return usagef("unknown command %q (nearest: %q)", name, best)
+	}
+	return usagef("unknown command %q", name)
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"kmodctl/internal/kernel"
+	"kmodctl/loader"
+)
+
+func cmdCompletion(e *env) *cli.Command {
+	return &cli.Command{
+		Name:      "completion",
+		Usage:     "print the completion script of a shell",
+		ArgsUsage: "bash|zsh|fish",
+		Description: examples("The scripts ask kmodctl itself, so names of packages and modules are completed too.",
+			"source <(kmodctl completion bash)", "kmodctl completion fish > ~/.config/fish/completions/kmodctl.fish"),
+		BashComplete: func(*cli.Context) { fmt.Fprintln(e.out, "bash\nzsh\nfish") },
+		Action: func(c *cli.Context) error {
+			shell, err := oneArg(c, "shell")
+			if err != nil {
+				return err
+			}
+			script, ok := completionScripts[shell]
+			if !ok {
+				return usagef("completion: no script for shell %q (bash, zsh, fish)", shell)
+			}
+			_, err = fmt.Fprint(e.out, script)
+			return err
+		},
+	}
+}
+
+var completionScripts = map[string]string{
+	"bash": `_kmodctl() {
+	local cur=${COMP_WORDS[COMP_CWORD]}
+	local words=("${COMP_WORDS[@]:0:COMP_CWORD}")
+	[[ $cur == -* ]] && words+=("$cur")
+	local IFS=$'\n'
+	COMPREPLY=($(compgen -W "$("${words[@]}" --generate-bash-completion 2>/dev/null)" -- "$cur"))
+}
+complete -o bashdefault -o default -F _kmodctl kmodctl
+`,
+	"zsh": `#compdef kmodctl
+_kmodctl() {
+	local -a out
+	local cur=${words[CURRENT]}
+	local -a cmd=(${words[1,CURRENT-1]})
+	[[ $cur == -* ]] && cmd+=($cur)
+	out=(${(f)"$(${cmd} --generate-bash-completion 2>/dev/null)"})
+	compadd -a out || _files
+}
+compdef _kmodctl kmodctl
+`,
+	"fish": `function __kmodctl_complete
+	set -l cmd (commandline -opc)
+	set -l cur (commandline -ct)
+	string match -q -- '-*' $cur; and set -a cmd $cur
+	$cmd --generate-bash-completion 2>/dev/null
+end
+complete -c kmodctl -a '(__kmodctl_complete)'
+`,
+}
+
+// completing reports whether the word under the cursor is a flag, and prints the
+// command's flags then: urfave/cli v2 does so only for a command without an own
+// completion.
+func completing(c *cli.Context) bool {
+	return strings.HasPrefix(lastWord(c), "-")
+}
+
+func lastWord(c *cli.Context) string {
+	if n := c.NArg(); n > 0 {
+		return c.Args().Get(n - 1)
+	}
+	return ""
+}
+
+// completePackages offers the names of registered packages.
+func completePackages(e *env) cli.BashCompleteFunc {
+	return func(c *cli.Context) {
+		if completing(c) {
+			cli.DefaultCompleteWithFlags(c.Command)(c)
+			return
+		}
+		reg, err := e.reader(c.Context)
+		if err != nil {
+			return
+		}
+		defer reg.Close()
+		sources, err := newest(reg)
+		if err != nil {
+			return
+		}
+		for _, s := range sources {
+			fmt.Fprintln(e.out, s.Name)
+		}
+	}
+}
+
+// completeLive offers the modules that are loaded.
+func completeLive(e *env) cli.BashCompleteFunc {
+	return func(c *cli.Context) {
+		if completing(c) {
+			cli.DefaultCompleteWithFlags(c.Command)(c)
+			return
+		}
+		state, err := loader.ReadState(kernel.Root("/"))
+		if err != nil {
+			return
+		}
+		for _, m := range state.Modules {
+			fmt.Fprintln(e.out, m.Name)
+		}
+	}
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"kmodctl/build"
+	"kmodctl/internal/kernel"
+	"kmodctl/loader"
+	"kmodctl/registry"
+)
+
+func TestExitCodes(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want int
+	}{
+		{nil, exitDone},
+		{errors.New("anything"), exitFailed},
+		{usagef("wrong"), exitUsage},
+		{partly{failed: 1, of: 2, err: &build.Error{}}, exitPartly},
+		{partly{failed: 2, of: 2, err: &build.Error{}}, exitBuild},
+		{&registry.NotFoundError{}, exitNotFound},
+		{&kernel.NotFoundError{}, exitNotFound},
+		{&loader.NotFoundError{}, exitNotFound},
+		{fmt.Errorf("build: %w", &build.Error{}), exitBuild},
+		{&loader.KernelError{Errno: unix.EEXIST}, exitRefused},
+		{&loader.InUseError{}, exitRefused},
+		{fmt.Errorf("load: %w", loader.ErrNoModules), exitRefused},
+		{loader.ErrNoCapability, exitRefused},
+		{loader.ErrModulesDisabled, exitRefused},
+		{loader.ErrPermanent, exitRefused},
+		{interrupted{syscall.SIGINT}, exitInterrupted},
+		{context.Canceled, exitInterrupted},
+		{interrupted{syscall.SIGTERM}, exitTerminated},
+	} {
+		if got := exitCode(c.err); got != c.want {
+			t.Errorf("%v: exit %d, want %d", c.err, got, c.want)
+		}
+	}
+}
+
+// TestHints holds what a user is told to do next.
+func TestHints(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{&registry.NotFoundError{Name: "helo", Near: []string{"hello"}}, "did you mean hello"},
+		{&registry.NotFoundError{Name: "x"}, "kmodctl add DIR"},
+		{&kernel.NotFoundError{Name: "6.1"}, "kmodctl kernels"},
+		{&build.ManifestError{}, "docs/manifest.md"},
+		{&build.Error{Package: "hello", Release: "6.1.0"}, "kmodctl log hello -k 6.1.0"},
+		{unlogged{&build.Error{}}, "kmodctl run -v"},
+		{missingHeaders{kernel.Release{Name: "6.1.0", Missing: []kernel.Missing{{What: "x", Remedy: "apt install y"}}}}, "apt install y"},
+		{&loader.KernelError{Module: "hello", Release: "6.1.0", BuiltFor: "6.12.0"}, "kmodctl build hello -k 6.1.0"},
+		{&loader.InUseError{Module: "stack", Holders: []string{"stack_user"}}, "kmodctl unload stack_user"},
+		{&loader.InUseError{Module: "chardev", Refcnt: 1}, "lsof"},
+		{loader.ErrNoModules, "kmodctl run DIR"},
+		{loader.ErrNoCapability, "sudo"},
+		{registry.ErrNoDepmod, "apt install kmod"},
+		{fmt.Errorf("write: %w", unix.ENOSPC), "make room"},
+		{&os.PathError{Err: unix.EROFS}, "read-write"},
+		{notBuilt{name: "hello"}, "kmodctl build hello"},
+	} {
+		if got := strings.Join(hints(c.err), "\n"); !strings.Contains(got, c.want) {
+			t.Errorf("%v: hints %q, want %q", c.err, got, c.want)
+		}
+	}
+}
+
+// TestReport holds the shape of an error that the kernel's own words explain.
+func TestReport(t *testing.T) {
+	var stderr bytes.Buffer
+	e := &env{err: &stderr}
+	e.report(&loader.KernelError{
+		Op: loader.Insert, Module: "hello", Release: "6.1.0-56-amd64", BuiltFor: "6.12.117+deb12-amd64", Errno: unix.ENOEXEC,
+		Log:   []string{"hello: disagrees about version of symbol module_layout"},
+		Cause: "the file was built for 6.12.117+deb12-amd64",
+	})
+	want := `kmodctl: load hello: kernel 6.1.0-56-amd64 refused the module: exec format error
+  kernel log: hello: disagrees about version of symbol module_layout
+  why:  the file was built for 6.12.117+deb12-amd64
+  try:  kmodctl build hello -k 6.1.0-56-amd64
+`
+	if stderr.String() != want {
+		t.Errorf("got\n%swant\n%s", stderr.String(), want)
+	}
+}

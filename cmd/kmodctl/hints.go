@@ -1,0 +1,146 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"kmodctl/build"
+	"kmodctl/internal/kernel"
+	"kmodctl/internal/vm"
+	"kmodctl/loader"
+	"kmodctl/registry"
+)
+
+// report prints an error for people: the error, the evidence, what to try.
+func (e *env) report(err error) {
+	var some partly
+	if errors.As(err, &some) {
+		fmt.Fprintf(e.err, "kmodctl: %v\n", some)
+		return // each step's own error has been reported
+	}
+	fmt.Fprintf(e.err, "kmodctl: %v\n", err)
+	for _, line := range evidence(err) {
+		fmt.Fprintf(e.err, "  %s\n", line)
+	}
+	for _, hint := range hints(err) {
+		fmt.Fprintf(e.err, "  try:  %s\n", hint)
+	}
+}
+
+// evidence is what an error knows beyond its one line.
+func evidence(err error) (lines []string) {
+	var refused *loader.KernelError
+	var failed *build.Error
+	switch {
+	case errors.As(err, &refused):
+		for _, l := range refused.Log {
+			lines = append(lines, "kernel log: "+l)
+		}
+		if refused.Cause != "" {
+			lines = append(lines, "why:  "+refused.Cause)
+		}
+	case errors.As(err, &failed):
+		lines = append(lines, failed.Source...)
+	}
+	return lines
+}
+
+// hints is advice: the libraries state facts only.
+func hints(err error) []string {
+	var (
+		noSource *registry.NotFoundError
+		noKernel *kernel.NotFoundError
+		noModule *loader.NotFoundError
+		manifest *build.ManifestError
+		kbuild   *build.Error
+		refused  *loader.KernelError
+		inUse    *loader.InUseError
+		damaged  *registry.CorruptError
+		missing  missingHeaders
+		nolog    unlogged
+		unbuilt  notBuilt
+		exit     *exec.Error
+	)
+	nearest := func(near []string, command string) []string {
+		var out []string
+		for _, n := range near {
+			out = append(out, command+n)
+		}
+		return out
+	}
+	switch {
+	case errors.As(err, &noSource) && len(noSource.Near) > 0:
+		return nearest(noSource.Near, "did you mean ")
+	case errors.As(err, &noSource):
+		return []string{"kmodctl add DIR (a folder that holds a kmod.toml)", "kmodctl status (what is registered)"}
+	case errors.As(err, &noKernel):
+		return append(nearest(noKernel.Near, "did you mean "), "kmodctl kernels")
+	case errors.As(err, &noModule):
+		return append(nearest(noModule.Near, "did you mean "), "kmodctl build "+noModule.Name+" -k "+noModule.Release+" (when a registered package provides it)")
+	case errors.As(err, &missing):
+		return missing.remedies()
+	case errors.As(err, &manifest):
+		return []string{"docs/manifest.md lists every key; kmodctl new NAME writes a manifest that works"}
+	case errors.As(err, &nolog):
+		return []string{"kmodctl run -v DIR prints the whole log of the build"}
+	case errors.As(err, &unbuilt):
+		return []string{"kmodctl build " + unbuilt.name}
+	case errors.As(err, &kbuild):
+		return []string{fmt.Sprintf("kmodctl log %s -k %s", kbuild.Package, kbuild.Release)}
+	case errors.As(err, &refused) && refused.BuiltFor != "" && refused.BuiltFor != refused.Release:
+		return []string{fmt.Sprintf("kmodctl build %s -k %s", refused.Module, refused.Release)}
+	case errors.As(err, &inUse):
+		if len(inUse.Holders) > 0 {
+			return []string{"kmodctl unload " + strings.Join(inUse.Holders, " ")}
+		}
+		return []string{"close what uses it (lsof, fuser, ip link), then unload it again"}
+	case errors.Is(err, loader.ErrNoModules):
+		return []string{"kmodctl run DIR loads it into a kernel of its own, in a virtual machine"}
+	case errors.Is(err, loader.ErrNoCapability):
+		return []string{"run it as root: sudo kmodctl ..."}
+	case errors.Is(err, loader.ErrModulesDisabled):
+		return []string{"reboot: kernel.modules_disabled cannot be taken back"}
+	case errors.As(err, &damaged):
+		return []string{"kmodctl remove the package and build it again"}
+	case errors.Is(err, registry.ErrNoDepmod):
+		return []string{"apt install kmod (or your distribution's package of depmod)"}
+	case errors.Is(err, vm.ErrNoQEMU):
+		return []string{"apt install qemu-system-x86"}
+	case errors.As(err, &exit) && exit.Name == "make":
+		return []string{"apt install make gcc"}
+	case errors.Is(err, unix.EROFS):
+		return []string{"mount the file system read-write, or build without installing: --no-install"}
+	case errors.Is(err, unix.ENOSPC):
+		return []string{"make room, then run the same command again"}
+	case errors.Is(err, unix.EACCES):
+		return []string{"run it as root: sudo kmodctl ..."}
+	}
+	return nil
+}
+
+// missingHeaders is a build for a kernel that cannot be built for.
+type missingHeaders struct{ kernel.Release }
+
+func (m missingHeaders) Error() string { return "build for " + m.Name + ": " + m.what() }
+
+// what names all that is missing.
+func (m missingHeaders) what() string {
+	var what []string
+	for _, x := range m.Missing {
+		what = append(what, x.What)
+	}
+	return strings.Join(what, "; ")
+}
+
+func (m missingHeaders) remedies() (lines []string) {
+	for _, x := range m.Missing {
+		if x.Remedy != "" {
+			lines = append(lines, x.Remedy)
+		}
+	}
+	return lines
+}

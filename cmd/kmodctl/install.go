@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"kmodctl/registry"
+)
+
+func cmdInstall(e *env) *cli.Command {
+	return &cli.Command{
+		Name:      "install",
+		Usage:     "place built modules under /lib/modules and update the module index",
+		ArgsUsage: "NAME|NAME@VERSION ...",
+		Description: examples("Into /lib/modules/RELEASE/updates/kmodctl, for every kernel that the package was built for.\n"+
+			"The distribution's own modules are not touched; depmod runs once per kernel.",
+			"kmodctl install hello", "kmodctl install hello -k 6.1.0-56-amd64"),
+		Flags:        []cli.Flag{kernelFlag("only for kernel `RELEASE` (repeatable)")},
+		BashComplete: completePackages(e),
+		Action: func(c *cli.Context) error {
+			return e.install(c.Context, c.Args().Slice(), c.StringSlice("kernel"))
+		},
+	}
+}
+
+func (e *env) install(ctx context.Context, args, releases []string) error {
+	if len(args) == 0 {
+		return usagef("install takes at least one package: kmodctl install NAME")
+	}
+	kernels, err := e.kernels(releases)
+	if err != nil {
+		return err
+	}
+	reg, err := e.open(ctx, "install "+strings.Join(args, " "))
+	if err != nil {
+		return err
+	}
+	defer reg.Close()
+	j := &job{env: e, reg: reg}
+	var sources []registry.Source
+	found := false
+	for _, arg := range args {
+		src, err := source(reg, arg)
+		if err != nil {
+			return err
+		}
+		sources = append(sources, src)
+		for _, k := range kernels {
+			_, ok, err := reg.Artifact(src.Name, src.Version, k.Name)
+			if err != nil {
+				return err
+			}
+			if ok && e.dryRun {
+				fmt.Fprintf(e.out, "install %s %s for %s\n", src.Name, src.Version, k.Name)
+			}
+			found = found || ok
+		}
+	}
+	if !found {
+		return notBuilt{strings.Join(args, ", "), releases}
+	}
+	if e.dryRun {
+		return nil
+	}
+	if why := j.cannotInstall(); why != "" {
+		e.say("note: %s", why)
+	}
+	if err := j.installAll(ctx, sources, kernels); err != nil {
+		return err
+	}
+	if j.done == 0 && len(j.errs) == 0 {
+		e.say("nothing to do: %s in place", strings.Join(args, ", "))
+	}
+	return j.outcome(len(kernels))
+}
+
+// notBuilt is an install of what has no artifact.
+type notBuilt struct {
+	name     string
+	releases []string
+}
+
+func (n notBuilt) Error() string {
+	if len(n.releases) == 0 {
+		return fmt.Sprintf("install %s: not built for any kernel", n.name)
+	}
+	return fmt.Sprintf("install %s: not built for %s", n.name, strings.Join(n.releases, ", "))
+}
+
+func cmdUninstall(e *env) *cli.Command {
+	return &cli.Command{
+		Name:      "uninstall",
+		Usage:     "take a package's modules out of /lib/modules; artifacts are kept",
+		ArgsUsage: "NAME ...",
+		Description: examples("A module of the distribution that was shadowed is found again by modprobe. Nothing is unloaded.",
+			"kmodctl uninstall hello", "kmodctl uninstall hello -k 6.1.0-56-amd64"),
+		Flags:        []cli.Flag{kernelFlag("only for kernel `RELEASE` (repeatable)")},
+		BashComplete: completePackages(e),
+		Action: func(c *cli.Context) error {
+			return e.uninstall(c.Context, c.Args().Slice(), c.StringSlice("kernel"))
+		},
+	}
+}
+
+func (e *env) uninstall(ctx context.Context, args, releases []string) error {
+	if len(args) == 0 {
+		return usagef("uninstall takes at least one package: kmodctl uninstall NAME")
+	}
+	reg, err := e.open(ctx, "uninstall "+strings.Join(args, " "))
+	if err != nil {
+		return err
+	}
+	defer reg.Close()
+	installs, err := reg.Installs()
+	if err != nil {
+		return err
+	}
+	byRelease := map[string][]string{}
+	for _, arg := range args {
+		src, err := source(reg, arg)
+		if err != nil {
+			return err
+		}
+		for _, release := range releasesOf(installs, src.Name, "") {
+			if len(releases) == 0 || slices.Contains(releases, release) {
+				byRelease[release] = append(byRelease[release], src.Name)
+			}
+		}
+	}
+	if len(byRelease) == 0 {
+		e.say("nothing to do: %s not installed", strings.Join(args, ", "))
+		return nil
+	}
+	j := &job{env: e, reg: reg}
+	for _, release := range slices.Sorted(maps.Keys(byRelease)) {
+		if e.dryRun {
+			fmt.Fprintf(e.out, "uninstall %s for %s\n", strings.Join(byRelease[release], ", "), release)
+			continue
+		}
+		if _, err := reg.Uninstall(ctx, release, byRelease[release]); err != nil {
+			j.fail(fmt.Errorf("uninstall for %s: %w", release, err))
+			continue
+		}
+		e.changed("uninstalled %s for %s", strings.Join(byRelease[release], ", "), release)
+	}
+	return j.outcome(len(byRelease))
+}

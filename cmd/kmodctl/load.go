@@ -1,0 +1,324 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"kmodctl/internal/kernel"
+	"kmodctl/internal/ko"
+	"kmodctl/loader"
+	"kmodctl/registry"
+)
+
+func cmdLoad(e *env) *cli.Command {
+	return &cli.Command{
+		Name:      "load",
+		Usage:     "load a module into the running kernel, dependencies first",
+		ArgsUsage: "MODULE|FILE.ko [PARAMETER=VALUE ...]",
+		Description: examples("What the registry built is preferred, then the kernel's own modules. Parameters go to the\n"+
+			"named module alone; commas in a value are kept.",
+			"kmodctl load hello", "kmodctl load params count=3 ports=80,443", "kmodctl load ./hello.ko", "kmodctl load stack_user --dry-run"),
+		BashComplete: completePackages(e),
+		Action: func(c *cli.Context) error {
+			if c.NArg() == 0 {
+				return usagef("load takes a module: kmodctl load NAME [PARAMETER=VALUE ...]")
+			}
+			return e.load(c.Context, c.Args().First(), c.Args().Tail())
+		},
+	}
+}
+
+func (e *env) load(ctx context.Context, name string, params []string) error {
+	for _, p := range params {
+		if strings.HasPrefix(p, "=") || isPath(strings.SplitN(p, "=", 2)[0]) {
+			return usagef("load %s: %q is not PARAMETER=VALUE; one module is loaded at a time", name, p)
+		}
+	}
+	release, err := e.running()
+	if err != nil {
+		return err
+	}
+	reg, err := e.reader(ctx)
+	if err != nil {
+		return err
+	}
+	defer reg.Close()
+	state, err := loader.ReadState(e.root)
+	if err != nil {
+		return fmt.Errorf("load %s: %w", name, err)
+	}
+	req := loader.LoadRequest{Name: name, Params: params, State: state, Release: release}
+	if isPath(name) {
+		req.Name, req.File = "", name
+	}
+	if req.Index, err = e.index(release); err != nil {
+		return err
+	}
+	if req.Lookup, err = lookup(e.root, reg, release); err != nil {
+		return err
+	}
+	plan, err := loader.PlanLoad(req)
+	if err != nil {
+		return err
+	}
+	return e.act(ctx, plan)
+}
+
+// index is the module index of a kernel, empty where it has no modules folder.
+func (e *env) index(release string) (*loader.Index, error) {
+	for _, dir := range []string{"/lib/modules", "/usr/lib/modules"} {
+		if path, err := e.root.Path(filepath.Join(dir, release)); err == nil {
+			return loader.OpenIndex(path)
+		}
+	}
+	return loader.OpenIndex(filepath.Join(string(e.root), "lib/modules", release))
+}
+
+// lookup finds the registry's modules for a kernel: the installed file while its
+// digest is the installed one, else the registry's own copy.
+func lookup(root kernel.Root, reg *registry.Registry, release string) (loader.Lookup, error) {
+	files := map[string]registry.Module{}
+	sources, err := reg.Sources()
+	if err != nil {
+		return nil, err
+	}
+	for _, src := range sources { // by name, then version: the newest wins
+		art, ok, err := reg.Artifact(src.Name, src.Version, release)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range art.Modules {
+			if ok {
+				files[m.Name] = m
+			}
+		}
+	}
+	installs, err := reg.Installs()
+	if err != nil {
+		return nil, err
+	}
+	paths := map[string]string{}
+	for _, i := range installs {
+		if path, err := root.Path(i.Path); i.Release == release && err == nil {
+			if digest, err := fileDigest(path); err == nil && digest == i.Digest {
+				paths[i.Module] = path
+			}
+		}
+	}
+	return func(module string) (string, bool) {
+		module = ko.NormalizeName(module)
+		if path, ok := paths[module]; ok {
+			return path, true
+		}
+		if m, ok := files[module]; ok {
+			path := reg.BlobPath(m.Digest)
+			if digest, err := fileDigest(path); err == nil && digest == m.Digest {
+				return path, true
+			}
+		}
+		return "", false
+	}, nil
+}
+
+// fileDigest is the SHA-256 of a file, in hex, as the registry names it.
+func fileDigest(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// act runs a loader's plan, or prints it.
+func (e *env) act(ctx context.Context, plan *loader.Plan) error {
+	if e.dryRun {
+		if e.json {
+			return e.document("plan", plan)
+		}
+		for _, s := range plan.Steps {
+			line := s.Action + " " + s.Module
+			if s.Path != "" && s.Action == "insert" {
+				line = strings.TrimSpace(s.Action + " " + s.Path + " " + s.Params)
+			}
+			fmt.Fprintf(e.out, "%s (%s)\n", line, s.Reason)
+		}
+		return nil
+	}
+	l := loader.New()
+	result, err := l.Run(ctx, plan)
+	for _, done := range result.Done {
+		e.say("%s: %s (%s)", done.Step.Module, done.Outcome, done.Step.Reason)
+		for _, line := range done.Log {
+			e.say("  kernel log: %s", line)
+		}
+	}
+	for _, note := range plan.Notes {
+		e.say("note: %s", note)
+	}
+	if err == nil && e.json {
+		return e.document("result", result)
+	}
+	return err
+}
+
+func cmdUnload(e *env) *cli.Command {
+	return &cli.Command{
+		Name:      "unload",
+		Usage:     "remove a module from the running kernel",
+		ArgsUsage: "MODULE ...",
+		Description: examples("With -r also the modules that it needed and that nothing uses any more.",
+			"kmodctl unload hello", "kmodctl unload -r stack_user"),
+		Flags:        []cli.Flag{&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "also unload dependencies that became unused"}},
+		BashComplete: completeLive(e),
+		Action: func(c *cli.Context) error {
+			if c.NArg() == 0 {
+				return usagef("unload takes at least one module: kmodctl unload NAME")
+			}
+			if _, err := e.running(); err != nil {
+				return err
+			}
+			for _, name := range c.Args().Slice() {
+				state, err := loader.ReadState(e.root)
+				if err != nil {
+					return fmt.Errorf("unload %s: %w", name, err)
+				}
+				plan, err := loader.PlanUnload(name, c.Bool("recursive"), state)
+				if err != nil {
+					return err
+				}
+				if err := e.act(c.Context, plan); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func cmdList(e *env) *cli.Command {
+	return &cli.Command{
+		Name:        "list",
+		Usage:       "list the modules that the kernel has, and which of them are ours",
+		Description: examples("SIZE is in bytes; USED BY are the modules that need it; PACKAGE is set where the registry built it.", "kmodctl list", "kmodctl list --json"),
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			return e.list(c.Context)
+		},
+	}
+}
+
+// liveModule is one line of list.
+type liveModule struct {
+	loader.Live
+	Package string `json:"package,omitempty"` // NAME@VERSION when the registry built what is live
+	Note    string `json:"note,omitempty"`    // what differs from the registry
+}
+
+func (e *env) list(ctx context.Context) error {
+	release, err := e.running()
+	if err != nil {
+		return err
+	}
+	state, err := loader.ReadState(e.root)
+	if err != nil {
+		return fmt.Errorf("list modules: %w", err)
+	}
+	reg, err := e.reader(ctx)
+	if err != nil {
+		return err
+	}
+	defer reg.Close()
+	ours, err := artifacts(reg, release)
+	if err != nil {
+		return err
+	}
+	modules := []liveModule{}
+	for _, live := range state.Modules {
+		m := liveModule{Live: live}
+		if a, ok := ours[live.Name]; ok {
+			m.Package = a.Package + "@" + a.Version
+			if a.buildID != "" && live.BuildID != "" && a.buildID != live.BuildID {
+				m.Note = "live is another build"
+			}
+		}
+		modules = append(modules, m)
+	}
+	if e.json {
+		return e.document("list", map[string]any{"release": release, "modules": modules})
+	}
+	t := e.table("MODULE", "SIZE", "REFCNT", "USED BY", "STATE", "TAINT", "PACKAGE")
+	for _, m := range modules {
+		t.row(m.Name, fmt.Sprint(m.Size), fmt.Sprint(m.Refcnt), strings.Join(m.Holders, ","), m.State, m.Taint, strings.TrimSpace(m.Package+" "+m.Note))
+	}
+	return t.flush()
+}
+
+// ourModule is where a live module may have come from.
+type ourModule struct{ Package, Version, buildID string }
+
+// artifacts are the modules that the registry has for a kernel, by module name.
+func artifacts(reg *registry.Registry, release string) (map[string]ourModule, error) {
+	out := map[string]ourModule{}
+	sources, err := reg.Sources()
+	if err != nil {
+		return nil, err
+	}
+	for _, src := range sources {
+		art, ok, err := reg.Artifact(src.Name, src.Version, release)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range art.Modules {
+			if ok {
+				out[m.Name] = ourModule{src.Name, src.Version, m.BuildID}
+			}
+		}
+	}
+	return out, nil
+}
+
+// moduleFile is the .ko that NAME or a path on the command line means.
+func (e *env) moduleFile(ctx context.Context, arg, release string) (string, error) {
+	if isPath(arg) || strings.HasSuffix(arg, ".ko") {
+		if _, err := os.Stat(arg); err != nil {
+			return "", err
+		}
+		return arg, nil
+	}
+	reg, err := e.reader(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer reg.Close()
+	find, err := lookup(e.root, reg, release)
+	if err != nil {
+		return "", err
+	}
+	if path, ok := find(arg); ok {
+		return path, nil
+	}
+	index, err := e.index(release)
+	if err != nil {
+		return "", err
+	}
+	path, _, ok := index.Find(arg)
+	if !ok {
+		return "", &loader.NotFoundError{Name: arg, Release: release, Near: index.Near(arg)}
+	}
+	return path, nil
+}

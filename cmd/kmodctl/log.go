@@ -1,0 +1,84 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"kmodctl/loader"
+	"kmodctl/registry"
+)
+
+func cmdLog(e *env) *cli.Command {
+	return &cli.Command{
+		Name:      "log",
+		Usage:     "print the log of a package's last build, or a module's lines in the kernel log",
+		ArgsUsage: "NAME",
+		Description: examples("Failed builds have a log too.",
+			"kmodctl log hello", "kmodctl log hello -k 6.12.117+deb12-amd64", "kmodctl log --dmesg hello"),
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "kernel", Aliases: []string{"k"}, Usage: "the build for kernel `RELEASE`; default: the last one"},
+			&cli.BoolFlag{Name: "dmesg", Usage: "the lines of module NAME in the kernel log"},
+		},
+		BashComplete: completePackages(e),
+		Action: func(c *cli.Context) error {
+			name, err := oneArg(c, "package")
+			if err != nil {
+				return err
+			}
+			if c.Bool("dmesg") {
+				lines, err := loader.KernelLog(name)
+				if err != nil {
+					return err
+				}
+				if e.json {
+					return e.document("log", map[string]any{"module": name, "lines": lines})
+				}
+				_, err = fmt.Fprint(e.out, strings.Join(append(lines, ""), "\n"))
+				return err
+			}
+			reg, err := e.reader(c.Context)
+			if err != nil {
+				return err
+			}
+			defer reg.Close()
+			attempts, err := reg.Attempts(name, c.String("kernel"), 0)
+			if err != nil {
+				return err
+			}
+			for _, a := range attempts {
+				if a.Op == "build" {
+					return e.printLog(reg, a)
+				}
+			}
+			if _, err := source(reg, name); err != nil {
+				return err
+			}
+			return fmt.Errorf("log %s: never built%s", name, map[bool]string{true: " for " + c.String("kernel")}[c.String("kernel") != ""])
+		},
+	}
+}
+
+// printLog prints one build's log with a head that says which build it was.
+func (e *env) printLog(reg *registry.Registry, a registry.Attempt) error {
+	var text []byte
+	if a.Log != "" {
+		blob, err := reg.Blob(a.Log)
+		if err != nil {
+			return err
+		}
+		defer blob.Close()
+		if text, err = io.ReadAll(blob); err != nil {
+			return err
+		}
+	}
+	if e.json {
+		return e.document("log", map[string]any{"attempt": a, "lines": strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")})
+	}
+	e.say("# %s %s for %s: %s, %s, %.1f s", a.Package, a.Version, a.Release, a.Outcome, a.Started.Local().Format(time.DateTime), a.Seconds)
+	_, err := e.out.Write(text)
+	return err
+}

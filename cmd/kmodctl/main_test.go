@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"kmodctl/build"
+	"kmodctl/internal/vm"
+)
+
+// guestEnv makes the test binary, started in a virtual machine, run the checks
+// of guest_test.go instead of the tests.
+const guestEnv = "KMODCTL_GUEST_CHECKS"
+
+func TestMain(m *testing.M) {
+	build.Stage()
+	vm.Main(func() int {
+		if os.Getenv(guestEnv) != "" {
+			return guestChecks()
+		}
+		testscript.Main(m, map[string]func(){"kmodctl": main})
+		return 0
+	})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("HOME", env.WorkDir)
+			env.Setenv("NO_COLOR", "1")
+			return nil
+		},
+	})
+}
+
+// binary is the real program, static as users get it.
+var binary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "kmodctl-test-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "kmodctl")
+	cmd := exec.Command("go", "build", "-trimpath", "-tags", "urfave_cli_no_docs", "-o", path, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", errors.New(string(out))
+	}
+	return path, nil
+})
+
+// result is what one run of kmodctl left.
+type result struct {
+	code        int
+	out, stderr string
+}
+
+// kmodctl runs the real program.
+func kmodctl(t testing.TB, args ...string) result {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return command(t, exec.Command(path, args...))
+}
+
+func command(t testing.TB, cmd *exec.Cmd) result {
+	t.Helper()
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return result{cmd.ProcessState.ExitCode(), out.String(), stderr.String()}
+}
+
+// must runs kmodctl, which must exit with 0.
+func must(t testing.TB, args ...string) result {
+	t.Helper()
+	r := kmodctl(t, args...)
+	if r.code != 0 {
+		t.Fatalf("kmodctl %s: exit %d\n%s%s", strings.Join(args, " "), r.code, r.out, r.stderr)
+	}
+	return r
+}
+
+// statusOf is what `kmodctl status --json` prints.
+func statusOf(t testing.TB, args ...string) (doc struct {
+	Packages   []packageStatus
+	Foreign    []any
+	Unfinished []string
+}) {
+	t.Helper()
+	r := must(t, append(args, "status", "--json")...)
+	if err := json.Unmarshal([]byte(r.out), &doc); err != nil {
+		t.Fatalf("%v in %s", err, r.out)
+	}
+	return doc
+}

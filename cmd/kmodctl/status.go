@@ -1,0 +1,340 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"kmodctl/build"
+	"kmodctl/internal/kernel"
+	"kmodctl/loader"
+	"kmodctl/registry"
+)
+
+func cmdStatus(e *env) *cli.Command {
+	return &cli.Command{
+		Name:      "status",
+		Usage:     "show what is built and installed for which kernel, and why not",
+		ArgsUsage: "[NAME ...]",
+		Description: examples("One line per package and kernel. STATE is one of\n\n"+
+			"   installed   the current artifact is in /lib/modules and in its index\n"+
+			"   built       the current artifact is in the registry only\n"+
+			"   added       known, not built yet\n"+
+			"   stale       built from other inputs than today's: WHY names them\n"+
+			"   failed      the last build failed: WHY is its telling line\n"+
+			"   damaged     what is installed is not what was installed: WHY says how\n"+
+			"   skipped     the package does not apply to this kernel, or it has no headers",
+			"kmodctl status", "kmodctl status hello --json"),
+		BashComplete: completePackages(e),
+		Action: func(c *cli.Context) error {
+			return e.status(c.Context, c.Args().Slice())
+		},
+	}
+}
+
+// The states of a package for a kernel.
+const (
+	stateInstalled = "installed"
+	stateBuilt     = "built"
+	stateAdded     = "added"
+	stateStale     = "stale"
+	stateFailed    = "failed"
+	stateDamaged   = "damaged"
+	stateSkipped   = "skipped"
+)
+
+// packageStatus is one package of status.
+type packageStatus struct {
+	Name          string         `json:"name"`
+	Version       string         `json:"version"`
+	Origin        string         `json:"origin"`
+	OriginChanged []string       `json:"origin_changed,omitempty"` // files that differ from what was added
+	OriginGone    bool           `json:"origin_gone,omitempty"`
+	Kernels       []kernelStatus `json:"kernels"`
+}
+
+// kernelStatus is one package for one kernel.
+type kernelStatus struct {
+	Release   string         `json:"release"`
+	State     string         `json:"state"`
+	Why       string         `json:"why,omitempty"`
+	Installed string         `json:"installed,omitempty"` // version in /lib/modules, when there is one
+	Modules   []moduleStatus `json:"modules,omitempty"`
+}
+
+// moduleStatus is one module of a package for a kernel.
+type moduleStatus struct {
+	Name   string `json:"name"`
+	Digest string `json:"digest"`
+	Path   string `json:"path,omitempty"` // where it is installed
+	Live   string `json:"live,omitempty"` // "live", "live is another build", or "" when not loaded
+}
+
+func (e *env) status(ctx context.Context, args []string) error {
+	reg, err := e.reader(ctx)
+	if err != nil {
+		return err
+	}
+	defer reg.Close()
+	s := &statusReader{job: job{env: e, reg: reg}}
+	if s.kernels, err = kernel.Find(e.root); err != nil {
+		return err
+	}
+	if s.installs, err = reg.Installs(); err != nil {
+		return err
+	}
+	if s.drift, err = reg.Verify(e.root); err != nil {
+		return err
+	}
+	if e.root.IsHost() {
+		s.live, _ = loader.ReadState(e.root) // a kernel without modules has none that are live
+	}
+	sources, err := reg.Sources()
+	if err != nil {
+		return err
+	}
+	if len(args) > 0 {
+		var named []registry.Source
+		for _, arg := range args {
+			src, err := source(reg, arg)
+			if err != nil {
+				return err
+			}
+			named = append(named, src)
+		}
+		sources = named
+	}
+	packages := []packageStatus{}
+	for _, src := range sources {
+		p, err := s.pkg(src)
+		if err != nil {
+			return err
+		}
+		packages = append(packages, p)
+	}
+	unfinished, holder, err := reg.Unfinished()
+	if err != nil {
+		return err
+	}
+	var foreign []registry.Drift
+	for _, d := range s.drift {
+		if d.Package == "" {
+			foreign = append(foreign, d)
+		}
+	}
+	if e.json {
+		return e.document("status", map[string]any{
+			"packages": packages, "foreign": orEmpty(foreign), "unfinished": orEmpty(unfinished), "writer": holder,
+		})
+	}
+	return e.printStatus(packages, foreign, unfinished, holder)
+}
+
+// orEmpty makes a list without elements [] in JSON rather than null.
+func orEmpty[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
+// statusReader gathers, once, what the status of every package is made from.
+type statusReader struct {
+	job
+	kernels  []kernel.Release
+	installs []registry.Install
+	drift    []registry.Drift
+	live     *loader.State
+}
+
+func (s *statusReader) pkg(src registry.Source) (packageStatus, error) {
+	p := packageStatus{Name: src.Name, Version: src.Version, Origin: src.Origin, Kernels: []kernelStatus{}}
+	if _, err := os.Stat(src.Origin); err != nil {
+		p.OriginGone = true
+	} else if digest, files, err := registry.Digest(src.Origin); err != nil {
+		p.OriginChanged = []string{err.Error()}
+	} else if digest != src.Digest {
+		p.OriginChanged = changedFiles(src.Files, files)
+	}
+	steps, err := s.plan([]registry.Source{src}, s.kernels)
+	if err != nil {
+		return p, err
+	}
+	for _, step := range steps {
+		k, err := s.kernel(src, step)
+		if err != nil {
+			return p, err
+		}
+		p.Kernels = append(p.Kernels, k)
+	}
+	// A kernel that is gone may still have rows: nothing is hidden.
+	for _, release := range releasesOf(s.installs, src.Name, src.Version) {
+		if !slices.ContainsFunc(s.kernels, func(k kernel.Release) bool { return k.Name == release }) {
+			p.Kernels = append(p.Kernels, kernelStatus{Release: release, State: stateDamaged, Why: "the kernel is gone", Installed: src.Version})
+		}
+	}
+	return p, nil
+}
+
+// kernel judges one package for one kernel.
+func (s *statusReader) kernel(src registry.Source, step build.Step) (kernelStatus, error) {
+	k := kernelStatus{Release: step.Release}
+	art, built, err := s.reg.Artifact(src.Name, src.Version, step.Release)
+	if err != nil {
+		return k, err
+	}
+	paths := map[string]string{}
+	current := built
+	for _, i := range s.installs {
+		if i.Release == step.Release && i.Package == src.Name {
+			k.Installed = i.Version
+			paths[i.Module] = i.Path
+			current = current && i.Artifact == art.Digest
+		}
+	}
+	current = current && len(paths) > 0
+	for _, m := range art.Modules {
+		k.Modules = append(k.Modules, moduleStatus{Name: m.Name, Digest: m.Digest, Path: paths[m.Name], Live: s.liveState(step.Release, m)})
+	}
+	last, err := s.reg.Attempts(src.Name, step.Release, 0)
+	if err != nil {
+		return k, err
+	}
+	k.State, k.Why = judge(step, built, current, s.damage(src, step.Release), failure(last, src.Version))
+	return k, nil
+}
+
+// judge orders the states: what needs a person first comes first.
+func judge(step build.Step, built, installed bool, damage, failure string) (state, why string) {
+	switch {
+	case damage != "":
+		return stateDamaged, damage
+	case failure != "":
+		return stateFailed, failure
+	case step.Action == build.ActionBuild && built:
+		return stateStale, step.Reason
+	case installed:
+		return stateInstalled, ""
+	case step.Action == build.ActionSkip:
+		return stateSkipped, step.Reason
+	case built:
+		return stateBuilt, ""
+	}
+	return stateAdded, step.Reason
+}
+
+// failure is the error of the last build of that version, "" when it went well.
+func failure(attempts []registry.Attempt, version string) string {
+	for _, a := range attempts {
+		if a.Op != "build" || a.Version != version {
+			continue
+		}
+		if a.Outcome == "failed" {
+			return strings.SplitN(a.Error, "\n", 2)[0]
+		}
+		if a.Outcome == "ok" {
+			return ""
+		}
+	}
+	return ""
+}
+
+func (s *statusReader) damage(src registry.Source, release string) string {
+	var found []string
+	for _, d := range s.drift {
+		if d.Package == src.Name && d.Version == src.Version && d.Release == release {
+			found = append(found, d.Path+" is "+d.Kind)
+		}
+	}
+	return strings.Join(found, ", ")
+}
+
+func (s *statusReader) liveState(release string, m registry.Module) string {
+	if running, err := kernel.Running(); s.live == nil || err != nil || running != release {
+		return ""
+	}
+	for _, l := range s.live.Modules {
+		switch {
+		case l.Name != m.Name:
+		case l.BuildID != "" && m.BuildID != "" && l.BuildID != m.BuildID:
+			return "live is another build"
+		default:
+			return l.State
+		}
+	}
+	return ""
+}
+
+// changedFiles names the files that differ between two lists.
+func changedFiles(old, now []registry.File) (out []string) {
+	before := map[string]registry.File{}
+	for _, f := range old {
+		before[f.Path] = f
+	}
+	for _, f := range now {
+		if was, ok := before[f.Path]; !ok {
+			out = append(out, f.Path+" (new)")
+		} else if was != f {
+			out = append(out, f.Path)
+		}
+		delete(before, f.Path)
+	}
+	for path := range before {
+		out = append(out, path+" (gone)")
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (e *env) printStatus(packages []packageStatus, foreign []registry.Drift, unfinished []string, holder string) error {
+	if len(packages) == 0 {
+		e.say("nothing is registered: kmodctl build DIR adds a module, kmodctl new NAME begins one")
+	} else {
+		t := e.table("PACKAGE", "VERSION", "KERNEL", "STATE", "MODULES", "WHY")
+		for _, p := range packages {
+			if len(p.Kernels) == 0 {
+				t.row(p.Name, p.Version, "", stateAdded, "", "this machine has no kernel")
+			}
+			for _, k := range p.Kernels {
+				var modules []string
+				for _, m := range k.Modules {
+					text := m.Name
+					if m.Live != "" {
+						text += " (" + m.Live + ")"
+					}
+					modules = append(modules, text)
+				}
+				why := k.Why
+				if k.Installed != "" && k.State != stateInstalled {
+					why = strings.TrimPrefix(why+"; "+k.Installed+" is installed", "; ")
+				}
+				t.row(p.Name, p.Version, k.Release, k.State, strings.Join(modules, ","), why)
+			}
+		}
+		if err := t.flush(); err != nil {
+			return err
+		}
+	}
+	for _, p := range packages {
+		if len(p.OriginChanged) > 0 {
+			fmt.Fprintf(e.out, "%s %s: %s changed since add: %s (kmodctl build %s)\n", p.Name, p.Version, p.Origin, strings.Join(p.OriginChanged, ", "), p.Origin)
+		}
+	}
+	for _, d := range foreign {
+		fmt.Fprintf(e.out, "foreign: %s was not put there by kmodctl\n", d.Path)
+	}
+	for _, u := range unfinished {
+		fmt.Fprintf(e.out, "unfinished: %s\n", u)
+	}
+	if len(unfinished) > 0 && holder == "" {
+		fmt.Fprintf(e.out, "sudo kmodctl build finishes it\n")
+	}
+	if holder != "" {
+		fmt.Fprintf(e.out, "at work: %s\n", holder)
+	}
+	return nil
+}
