@@ -122,12 +122,12 @@ func (k *manifestKeys) keyValue(t table, n *unstable.Node) *ManifestError {
 }
 
 // value compares a value with the type that it must have; key is where to point
-// when the value itself has no place of its own.
+// when the value has no place of its own, which the parser gives no list or table.
 func (k *manifestKeys) value(t table, n, key *unstable.Node) *ManifestError {
 	if n.Raw.Length > 0 {
-		k.at[t.path] = int(n.Raw.Offset)
 		key = n
 	}
+	k.at[t.path] = int(key.Raw.Offset)
 	switch {
 	case t.typ.Kind() == reflect.String && n.Kind == unstable.String,
 		t.typ.Kind() == reflect.Bool && n.Kind == unstable.Bool:
@@ -172,9 +172,16 @@ func (k *manifestKeys) fault(offset int, key, reason string) *ManifestError {
 	}
 }
 
-// bad is a fault of a key's value; a key that is absent is reported at the start.
+// bad is a fault of a key's value; where the key is absent, of what should hold it.
 func (k *manifestKeys) bad(key, reason string) *ManifestError {
-	return k.fault(k.at[key], key, key+" "+reason)
+	place := key
+	for place != "" {
+		if _, ok := k.at[place]; ok {
+			break
+		}
+		place = place[:max(strings.LastIndexAny(place, ".["), 0)]
+	}
+	return k.fault(k.at[place], key, key+" "+reason)
 }
 
 func join(path, name string) string {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // CheckSource reads the manifest of the source in dir and checks that the rest of
@@ -55,6 +56,8 @@ func checkFiles(root *os.Root) error {
 		switch {
 		case err != nil:
 			return fmt.Errorf("check source %s: %w", path, cause(err))
+		case d.IsDir() && slices.Contains([]string{".git", ".hg", ".svn"}, d.Name()):
+			return fs.SkipDir // no part of the source, and may hold a daemon's socket
 		case d.Type().IsRegular() || d.IsDir():
 			return nil
 		case d.Type() != fs.ModeSymlink:

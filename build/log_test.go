@@ -1,0 +1,108 @@
+package build
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+// Each log is what the program printed, shortened to what matters.
+func TestTellingLine(t *testing.T) {
+	source := tree(t, map[string]string{"hello.c": "a\nb\n\treturn x;\n", "sub/deep.c": "one\r\n"})
+	for _, c := range []struct{ name, log, line, code string }{
+		{"gcc", `make: Entering directory '/usr/src/linux-headers-6.1.0-56-amd64'
+  CC [M]  /tmp/kmodctl/hello-1.0/hello.o
+/tmp/kmodctl/hello-1.0/hello.c: In function 'hello_init':
+/tmp/kmodctl/hello-1.0/hello.c:2:5: warning: unused variable 'y' [-Wunused-variable]
+/tmp/kmodctl/hello-1.0/hello.c:3:16: error: 'x' undeclared (first use in this function)
+    3 |         return x;
+      |                ^
+/tmp/kmodctl/hello-1.0/sub/deep.c:1:1: error: second
+make[1]: *** [/usr/src/linux-headers-6.1.0-56-common/scripts/Makefile.build:255: /tmp/kmodctl/hello-1.0/hello.o] Error 1
+make: *** [/usr/src/linux-headers-6.1.0-56-common/Makefile:2034: /tmp/kmodctl/hello-1.0] Error 2`,
+			"hello.c:3:16: error: 'x' undeclared (first use in this function)", "3 | \treturn x;"},
+		{"clang, and a path that is relative since 6.13", "sub/deep.c:1:8: fatal error: 'linux/nothing.h' file not found\n",
+			"sub/deep.c:1:8: fatal error: 'linux/nothing.h' file not found", "1 | one"},
+		{"error in the kernel's header", "/usr/src/linux/include/linux/a.h:3:1: error: static assertion failed: \"x\"\n",
+			"/usr/src/linux/include/linux/a.h:3:1: error: static assertion failed: \"x\"", ""},
+		{"line beyond the file", "hello.c:99:1: error: x\n", "hello.c:99:1: error: x", ""},
+		{"file outside", "../../../etc/passwd:1:1: error: x\n", "../../../etc/passwd:1:1: error: x", ""},
+		{"driver", "x86_64-linux-gnu-gcc-12: error: unrecognized command-line option '-mfoo'\n",
+			"x86_64-linux-gnu-gcc-12: error: unrecognized command-line option '-mfoo'", ""},
+		{"cc1", "cc1: error: bad value 'x' for '-mtune=' switch\n", "cc1: error: bad value 'x' for '-mtune=' switch", ""},
+		{"as", "/tmp/kmodctl/hello-1.0/entry.S: Assembler messages:\n/tmp/kmodctl/hello-1.0/entry.S:4: Error: no such instruction: `frob'\n",
+			"entry.S:4: Error: no such instruction: `frob'", ""},
+		{"modpost", `  MODPOST /tmp/kmodctl/hello-1.0/Module.symvers
+ERROR: modpost: "nothing_here" [/tmp/kmodctl/hello-1.0/hello.ko] undefined!
+make[1]: *** [/usr/src/linux-headers-6.1.0-56-common/scripts/Makefile.modpost:126: /tmp/kmodctl/hello-1.0/Module.symvers] Error 1`,
+			`ERROR: modpost: "nothing_here" [hello.ko] undefined!`, ""},
+		{"modpost before 5.8", "ERROR: \"nothing_here\" [/tmp/kmodctl/hello-1.0/hello.ko] undefined!\n", `ERROR: "nothing_here" [hello.ko] undefined!`, ""},
+		{"ld", "ld: hello.o: in function `f':\nhello.c:(.text+0x5): undefined reference to `g'\n", "hello.c:(.text+0x5): undefined reference to `g'", ""},
+		{"lld", "ld.lld: error: undefined symbol: g\n>>> referenced by hello.c\n", "ld.lld: error: undefined symbol: g", ""},
+		{"ld, no file", "x86_64-linux-gnu-ld: cannot find a.o: No such file or directory\n", "x86_64-linux-gnu-ld: cannot find a.o: No such file or directory", ""},
+		{"make, no rule", "make[1]: *** No rule to make target '/tmp/kmodctl/hello-1.0/hello.o', needed by '/tmp/kmodctl/hello-1.0/hello.mod'.  Stop.\nmake: *** [Makefile:2034: x] Error 2\n",
+			"make[1]: *** No rule to make target 'hello.o', needed by 'hello.mod'.  Stop.", ""},
+		{"make, syntax", "hello.c:3: *** missing separator.  Stop.\n", "hello.c:3: *** missing separator.  Stop.", "3 | \treturn x;"},
+		{"shell", "/bin/sh: 1: flex: not found\nmake: *** [Makefile:1: x] Error 127\n", "/bin/sh: 1: flex: not found", ""},
+		{"shell, but that was not it", "/bin/sh: 1: dpkg: not found\nhello.c:1:1: error: x\n", "hello.c:1:1: error: x", "1 | a"},
+		{"make alone", "make[2]: *** [Makefile:7: thing] Error 3\nmake: *** [Makefile:2: all] Error 2\n", "make[2]: *** [Makefile:7: thing] Error 3", ""},
+		{"patch", "patching file hello.c\nHunk #1 FAILED at 3.\n1 out of 1 hunk FAILED -- saving rejects to file hello.c.rej\n", "Hunk #1 FAILED at 3.", ""},
+		{"patch, garbage", "patch: **** Only garbage was found in the patch input.\n", "patch: **** Only garbage was found in the patch input.", ""},
+		{"configure", "checking for gcc... yes\nconfigure: error: no kernel source\n", "configure: error: no kernel source", ""},
+		{"nothing", "  CC [M]  hello.o\n", "", ""},
+		{"no end of line", "hello.c:1:1: error: cut", "hello.c:1:1: error: cut", "1 | a"},
+	} {
+		var kept strings.Builder
+		found := &telling{}
+		l := &lines{to: &kept, each: found.read}
+		for _, b := range []byte(c.log) { // as slowly as a pipe may be
+			l.Write([]byte{b})
+		}
+		l.flush()
+		line, code := found.explain(source, "/tmp/kmodctl/hello-1.0")
+		if line != c.line || strings.Join(code, "\n") != c.code {
+			t.Errorf("%s:\n got %q %q\nwant %q %q", c.name, line, code, c.line, c.code)
+		}
+		if kept.String() != c.log {
+			t.Errorf("%s: the log was changed", c.name)
+		}
+	}
+}
+
+// A link that the build left in its copy must not show a file of the machine.
+func TestSourceLineStaysInside(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	source := tree(t, map[string]string{"link.c": "-> " + secret, "ok.c": "fine\n"})
+	if text, ok := sourceLine(source, "link.c", 1); ok {
+		t.Errorf("read %q through a link", text)
+	}
+	if text, ok := sourceLine(source, "ok.c", 1); !ok || text != "fine" {
+		t.Errorf("read %q, %v", text, ok)
+	}
+}
+
+func FuzzTellingLine(f *testing.F) {
+	f.Add("hello.c:3:16: error: 'x' undeclared\n")
+	f.Add("ok.c:1: *** missing separator.  Stop.\nERROR: modpost: \"a\" undefined!")
+	f.Add("a:99999999999999999999:1: error: \xff" + strings.Repeat("é", lineLen))
+	source := f.TempDir()
+	if err := os.WriteFile(filepath.Join(source, "ok.c"), []byte("fine\n"), 0o644); err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, log string) {
+		found := &telling{}
+		l := &lines{to: io.Discard, each: found.read}
+		l.Write([]byte(log))
+		l.flush()
+		line, code := found.explain(source, "/w")
+		if !utf8.ValidString(line) || len(line) > 3*lineLen || strings.Contains(line, "\n") || len(code) > 1 {
+			t.Fatalf("%q %q", line, code)
+		}
+	})
+}

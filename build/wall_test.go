@@ -1,0 +1,337 @@
+package build
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kmodctl/internal/kernel"
+)
+
+// helperDir makes the test binary build the source in that folder for every kernel
+// of helperSeries, and nothing else: as another user, or to be killed.
+const (
+	helperDir    = "KMODCTL_TEST_BUILD"
+	helperSeries = "KMODCTL_TEST_SERIES"
+)
+
+func helper(dir string) int {
+	all, err := kernel.Find("/")
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	for _, k := range all {
+		if k.Tree == nil || !strings.HasPrefix(k.Name, os.Getenv(helperSeries)) {
+			continue
+		}
+		m, err := CheckSource(dir)
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		_, chain, err := Inputs(m, "", k, ToolIdentity)
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		built, err := Run(context.Background(), Job{Manifest: m, Kernel: k, Root: "/", Source: dir, Toolchain: chain, Log: os.Stdout, Jobs: 2})
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		fmt.Println("built", k.Name, built)
+	}
+	return 0
+}
+
+// helperCommand is this test binary as a builder. The path through /proc can be
+// executed by a user who cannot reach the file.
+func helperCommand(ctx context.Context, dir, series string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Env = append(os.Environ(), helperDir+"="+dir, helperSeries+"="+series)
+	return cmd
+}
+
+// open lets other users reach a folder of t.TempDir.
+func open(t *testing.T, dir string) {
+	t.Helper()
+	for d := dir; d != filepath.Clean(os.TempDir()); d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A user who is not root builds as himself, behind the same wall.
+func TestRunAsUser(t *testing.T) {
+	series(t, "6.1.")
+	series(t, "6.12.")
+	files := helloTree(t)
+	files["Kbuild"] = "$(info built by uid $(shell id -u), capabilities $(shell grep CapEff /proc/self/status))\nobj-m := hello.o\n"
+	dir := tree(t, files)
+	open(t, dir)
+	cmd := helperCommand(t.Context(), dir, "6.1")
+	uid := os.Getuid()
+	if uid == 0 {
+		uid = 12345
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+		if err := prepareCopy(dir, wall{Drop: true, UID: uid, GID: uid}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, want := range []string{
+		fmt.Sprintf("isolation: own mounts and processes, uid %d (the caller)", uid),
+		fmt.Sprintf("built by uid %d, capabilities CapEff:\t0000000000000000", uid),
+		"built 6.1.", "built 6.12.",
+	} {
+		if !bytes.Contains(out, []byte(want)) {
+			t.Errorf("the log lacks %q:\n%s", want, out)
+		}
+	}
+}
+
+// Where the kernel grants no namespaces the build goes on without, says so, and is
+// still not root's; a kernel under --root cannot be built for at all.
+func TestRunWithoutNamespaces(t *testing.T) {
+	k := series(t, "6.1.")
+	granted := namespaces
+	namespaces = unix.CLONE_NEWNS | unix.CLONE_FS // EINVAL in every kernel, clone(2)
+	t.Cleanup(func() { namespaces = granted })
+	files := helloTree(t)
+	files["Kbuild"] = "$(info built by uid $(shell id -u))\nobj-m := hello.o\n"
+	dir := tree(t, files)
+	open(t, dir)
+	j, log := job(t, k, dir)
+	built, err := Run(t.Context(), j)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	checkModule(t, built[0].File, k.Name)
+	if !strings.Contains(log.String(), "isolation: process group only (namespaces are refused: clone: invalid argument), uid ") {
+		t.Errorf("the log does not say so:\n%s", log)
+	}
+	if strings.Contains(log.String(), "built by uid 0\n") {
+		t.Errorf("root has built:\n%s", log)
+	}
+
+	j, _ = job(t, k, dir)
+	j.Root = kernel.Root(t.TempDir())
+	_, err = Run(t.Context(), j)
+	if want := "build hello for " + k.Name + ": building under --root needs a mount namespace: clone: invalid argument"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+// endless is a source whose make starts a child, and that one children of its own
+// that leave its session, and then waits for ever.
+func endless(t *testing.T) map[string]string {
+	files := helloTree(t)
+	files["Kbuild"] = "$(shell sh -c 'sh -c \"sleep 100000; true\" & setsid sleep 100000 & echo running >&2; wait')\nobj-m := hello.o\n"
+	return files
+}
+
+// workers lists the processes that build in dir.
+func workers(t *testing.T, dir string) (found []string) {
+	t.Helper()
+	environs, err := filepath.Glob("/proc/[0-9]*/environ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range environs {
+		env, _ := os.ReadFile(name) // it may be gone already
+		if bytes.Contains(env, []byte("KMODCTL_WORK="+dir+"\x00")) {
+			args, _ := os.ReadFile(filepath.Join(filepath.Dir(name), "cmdline"))
+			found = append(found, string(bytes.ReplaceAll(args, []byte{0}, []byte{' '})))
+		}
+	}
+	return found
+}
+
+// waitFor is a log that calls then once when it has seen word.
+type waitFor struct {
+	word string
+	then func()
+	seen bytes.Buffer
+}
+
+func (w *waitFor) Write(p []byte) (int, error) {
+	w.seen.Write(p)
+	if w.then != nil && strings.Contains(w.seen.String(), w.word) {
+		w.then()
+		w.then = nil
+	}
+	return len(p), nil
+}
+
+func TestRunCancelled(t *testing.T) {
+	k := series(t, "6.1.")
+	j, _ := job(t, k, tree(t, endless(t)))
+	ctx, cancel := context.WithCancel(t.Context())
+	var during []string
+	log := &waitFor{word: "running", then: func() {
+		during = workers(t, j.Source)
+		cancel()
+	}}
+	j.Log = log
+	built, err := Run(ctx, j)
+	if !errors.Is(err, context.Canceled) || built != nil {
+		t.Errorf("%v, built %v\n%s", err, built, &log.seen)
+	}
+	if len(during) < 3 {
+		t.Errorf("only %q ran when the build was cancelled", during)
+	}
+	if left := workers(t, j.Source); len(left) > 0 {
+		t.Errorf("still running: %q", left)
+	}
+}
+
+// kill -9 of kmodctl itself: the kernel ends what it had started.
+func TestRunKilled(t *testing.T) {
+	k := series(t, "6.1.")
+	dir := tree(t, endless(t))
+	cmd := helperCommand(t.Context(), dir, k.Name)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	log := &waitFor{word: "running", then: func() {
+		if during := workers(t, dir); len(during) < 3 {
+			t.Errorf("only %q ran when kmodctl was killed", during)
+		}
+		cmd.Process.Kill()
+	}}
+	io.Copy(log, out)
+	if log.then != nil {
+		t.Fatalf("the build never ran:\n%s", &log.seen)
+	}
+	cmd.Wait()
+	// The kernel ends them one after the other; go test's own limit ends this loop.
+	for len(workers(t, dir)) > 0 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// A root that holds another machine's headers: kbuild sees those at their own
+// absolute paths, some of which this machine does not have.
+func TestRunUnderRoot(t *testing.T) {
+	k := series(t, "6.1.")
+	private := t.TempDir()
+	root := filepath.Join(private, "root")
+	release := k.Name + "-kmodctl-test" // no folder of this name on this machine
+	copyTrees(t, k, root)
+	headers := filepath.Join(root, k.Tree.Path)
+	replace(t, filepath.Join(headers, ".kernelvariables"), func(s string) string { return "$(info the tree of the root)\n" + s })
+	for _, name := range []string{".kernelvariables", "include/config/kernel.release", "include/generated/utsrelease.h"} {
+		replace(t, filepath.Join(headers, name), func(s string) string { return strings.ReplaceAll(s, k.Name, release) })
+	}
+	modules := filepath.Join(root, "lib/modules", release)
+	if err := os.MkdirAll(modules, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(k.Tree.Path, filepath.Join(modules, "build")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(private, 0o700); err != nil {
+		t.Fatal(err)
+	}
+
+	found, err := kernel.Get(kernel.Root(root), release)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found.Tree == nil || found.Tree.Host != headers {
+		t.Fatalf("found %+v, missing %v", found.Tree, found.Missing)
+	}
+	j, log := job(t, found, tree(t, helloTree(t)))
+	j.Root = kernel.Root(root)
+	j.Manifest.Build.Prepare = [][]string{{"test", "-d", "/lib/modules/" + release}}
+	built, err := Run(t.Context(), j)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	checkModule(t, built[0].File, release)
+	if !strings.Contains(log.String(), "the tree of the root") {
+		t.Errorf("built with this machine's tree:\n%s", log)
+	}
+	if _, err := os.Stat("/lib/modules/" + release); err == nil {
+		t.Error("a mount point was left on this machine")
+	}
+}
+
+// copyTrees copies this machine's header trees for k into root, as links where the
+// file system allows, and gives linux-kbuild a name that this machine does not have.
+func copyTrees(t *testing.T, k kernel.Release, root string) {
+	t.Helper()
+	scripts, err := filepath.EvalSymlinks(filepath.Join(k.Tree.Path, "scripts"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kbuild := filepath.Dir(scripts) // /usr/lib/linux-kbuild-6.1
+	common := strings.TrimSuffix(k.Tree.Path, "amd64") + "common"
+	for from, to := range map[string]string{k.Tree.Path: k.Tree.Path, common: common, kbuild: "/usr/lib/linux-kbuild-kmodctl-test"} {
+		copyTree(t, from, filepath.Join(root, to))
+	}
+	links, err := filepath.Glob(filepath.Join(root, "usr/src/*/*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		to, err := os.Readlink(link)
+		if err != nil || !strings.Contains(to, filepath.Base(kbuild)) {
+			continue
+		}
+		if err := os.Remove(link); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(strings.Replace(to, filepath.Base(kbuild), "linux-kbuild-kmodctl-test", 1), link); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func copyTree(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if exec.Command("cp", "-alT", from, to).Run() == nil {
+		return
+	}
+	if out, err := exec.Command("cp", "-aT", from, to).CombinedOutput(); err != nil {
+		t.Fatalf("copy %s: %v\n%s", from, err, out)
+	}
+}
+
+// replace rewrites a file that may be a hard link to this machine's own.
+func replace(t *testing.T, name string, edit func(string) string) {
+	t.Helper()
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, []byte(edit(string(data))), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
