@@ -2,7 +2,6 @@ package loader
 
 import (
 	"regexp"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -13,76 +12,74 @@ import (
 // are those of 6.1 and 6.12 (kernel/module/main.c, version.c, signing.c;
 // kernel/params.c); newer ones differ by brackets and quotes.
 var causeByLine = []struct {
-	line  *regexp.Regexp
-	cause string // $1 is the first group of line
+	line  string // a regular expression, compiled only when it is needed
+	cause string // $1 is its first group
 
 	// foreign: what a build tree of another kernel leads to. When the file names
 	// another release than the running one, that is the better answer.
 	foreign bool
 }{
-	{line: re(`disagrees about version of symbol module_layout`), foreign: true,
+	{line: `disagrees about version of symbol module_layout`, foreign: true,
 		cause: `the file was built against another kernel configuration (CRC of module_layout)`},
-	{line: re(`this_module section size must match`), foreign: true,
+	{line: `this_module section size must match`, foreign: true,
 		cause: `the file was built against another kernel configuration (size of struct module)`},
-	{line: re("version magic ['`](.*?) *' should be ['`](.*?) *'"), foreign: true,
+	{line: "version magic ['`](.*?) *' should be ['`](.*?) *'", foreign: true,
 		cause: `the file's vermagic is "$1", the kernel's is "$2"`},
-	{line: re(`disagrees about version of symbol (\S+)`), foreign: true,
+	{line: `disagrees about version of symbol (\S+)`, foreign: true,
 		cause: `symbol $1 has another type (CRC) here than in the build tree of the file`},
-	{line: re(`no symbol version for (\S+)`),
+	{line: `no symbol version for (\S+)`,
 		cause: `the file has no CRC for symbol $1: it was built without the Module.symvers of the module that exports it`},
-	{line: re(`uses symbol \(?([^\s)]+)\)? from namespace ([^\s,]+), but does not import it`),
+	{line: `uses symbol \(?([^\s)]+)\)? from namespace ([^\s,]+), but does not import it`,
 		cause: `symbol $1 is in namespace $2, which the file does not import (MODULE_IMPORT_NS)`},
-	{line: re(`tries to import module namespace: (\S+)`),
+	{line: `tries to import module namespace: (\S+)`,
 		cause: `namespace $1 is kept for modules that the kernel names`},
-	{line: re(`gave up waiting for init of module (\S+?)\.?$`),
+	{line: `gave up waiting for init of module (\S+?)\.?$`,
 		cause: `module $1, whose symbols it needs, has been in its init for more than 30 seconds`},
-	{line: re(`Unknown symbol (\S+) \(err -2\)`),
+	{line: `Unknown symbol (\S+) \(err -2\)`,
 		cause: `symbol $1 is exported by nothing that is loaded`},
-	{line: re(`exports duplicate symbol (\S+) \(owned by (\S+)\)`),
+	{line: `exports duplicate symbol (\S+) \(owned by (\S+)\)`,
 		cause: `symbol $1 is exported already, by $2`},
-	{line: re(`(\S+): can only take (\d+) arguments`),
+	{line: `(\S+): can only take (\d+) arguments`,
 		cause: `parameter $1 takes at most $2 values`},
-	{line: re("['`](.*)' invalid for parameter ['`](\\S+)'"),
+	{line: "['`](.*)' invalid for parameter ['`](\\S+)'",
 		cause: `"$1" is not a value for parameter $2`},
-	{line: re("['`](.*)' too large for parameter ['`](\\S+)'"),
+	{line: "['`](.*)' too large for parameter ['`](\\S+)'",
 		cause: `"$1" is too long for parameter $2`},
-	{line: re(`Invalid architecture in ELF header`),
+	{line: `Invalid architecture in ELF header`,
 		cause: `the file was built for another processor architecture`},
-	{line: re(`Invalid ELF header magic`),
+	{line: `Invalid ELF header magic`,
 		cause: `the file is not an ELF file`},
-	{line: re(`^Invalid ELF|ELF Spec violation`),
+	{line: `^Invalid ELF|ELF Spec violation`,
 		cause: `the file is damaged or cut short`},
-	{line: re(`has no symbols \(stripped\?\)`),
+	{line: `has no symbols \(stripped\?\)`,
 		cause: `the file's symbol table was stripped (strip -g keeps it)`},
-	{line: re(`No module found in object|Exactly one \.gnu\.linkonce\.this_module`),
+	{line: `No module found in object|Exactly one \.gnu\.linkonce\.this_module`,
 		cause: `the file is an object file but not a kernel module`},
-	{line: re(`section (\S+) \(index \d+\) has invalid WRITE\|EXEC flags`),
+	{line: `section (\S+) \(index \d+\) has invalid WRITE\|EXEC flags`,
 		cause: `section $1 of the file is writable and executable`},
-	{line: re(`Invalid relocation target|overflow in relocation type`),
+	{line: `Invalid relocation target|overflow in relocation type`,
 		cause: `the kernel cannot relocate the file: it was linked twice or by another toolchain`},
-	{line: re(`failed to validate module \[\S+\] BTF`), foreign: true,
+	{line: `failed to validate module \[\S+\] BTF`, foreign: true,
 		cause: `the file's BTF does not fit that of the kernel`},
-	{line: re(`Could not allocate (\d+) bytes percpu`),
+	{line: `Could not allocate (\d+) bytes percpu`,
 		cause: `no room for $1 bytes of per-CPU data`},
-	{line: re(`module is already loaded`),
+	{line: `module is already loaded`,
 		cause: `a module of this name is built into the kernel`},
-	{line: re(`is blacklisted`),
+	{line: `is blacklisted`,
 		cause: `module_blacklist= on the kernel command line names it`},
-	{line: re(`Lockdown: .*unsigned module loading is restricted`),
+	{line: `Lockdown: .*unsigned module loading is restricted`,
 		cause: `the kernel is locked down (Secure Boot) and the file has no signature that it trusts`},
-	{line: re(`Loading of unsigned module is rejected`),
+	{line: `Loading of unsigned module is rejected`,
 		cause: `the kernel takes signed modules only, and the file is unsigned (or was stripped after signing)`},
-	{line: re(`Loading of module with unavailable key is rejected`),
+	{line: `Loading of module with unavailable key is rejected`,
 		cause: `the kernel takes signed modules only, and does not have the key that signed the file`},
-	{line: re(`Loading of module with unsupported crypto is rejected`),
+	{line: `Loading of module with unsupported crypto is rejected`,
 		cause: `the kernel cannot check this kind of signature`},
-	{line: re(`LoadPin: `),
+	{line: `LoadPin: `,
 		cause: `LoadPin lets modules come only from the file system of the first one`},
-	{line: re(`impossible to appraise a module`),
+	{line: `impossible to appraise a module`,
 		cause: `IMA appraises modules, which needs finit_module(2)`},
 }
-
-func re(s string) *regexp.Regexp { return regexp.MustCompile(s) }
 
 // causeByErrno is for the refusals, about 40 of 100, of which the kernel prints nothing.
 var causeByErrno = map[string]map[unix.Errno]string{
@@ -108,15 +105,16 @@ var causeByErrno = map[string]map[unix.Errno]string{
 // guesses only if logged, that is, if the kernel's silence was heard.
 func (e *KernelError) cause(logged bool) string {
 	for _, rule := range causeByLine {
+		pattern := regexp.MustCompile(rule.line)
 		for _, line := range e.Log {
-			m := rule.line.FindStringSubmatchIndex(line)
+			m := pattern.FindStringSubmatchIndex(line)
 			if m == nil {
 				continue
 			}
 			if rule.foreign && e.otherRelease() {
 				return "the file was built for " + e.BuiltFor
 			}
-			cause := string(rule.line.ExpandString(nil, rule.cause, line, m))
+			cause := string(pattern.ExpandString(nil, rule.cause, line, m))
 			if licence := e.nonGPL(); licence != "" && strings.Contains(line, "Unknown symbol") {
 				cause += `, or only for GPL modules: the file's licence is "` + licence + `"`
 			}
@@ -140,13 +138,13 @@ func (e *KernelError) otherRelease() bool {
 	return e.BuiltFor != "" && e.Release != "" && e.BuiltFor != e.Release
 }
 
-var tainting = regexp.MustCompile("module license ['`](.*)' taints kernel")
-
 // nonGPL returns the licence that the kernel complained about, "" if it did not.
 func (e *KernelError) nonGPL() string {
-	i := slices.IndexFunc(e.Log, tainting.MatchString)
-	if i < 0 {
-		return ""
+	for _, line := range e.Log {
+		if _, after, ok := strings.Cut(line, ": module license '"); ok {
+			licence, _, _ := strings.Cut(after, "' taints kernel")
+			return licence
+		}
 	}
-	return tainting.FindStringSubmatch(e.Log[i])[1]
+	return ""
 }

@@ -68,8 +68,7 @@ func (x *Index) readDep(r io.Reader) error {
 	x.modules = make(map[string]indexEntry)
 	return eachLine(r, func(n int, line string) {
 		path, deps, ok := strings.Cut(line, ":")
-		bad := slices.ContainsFunc(append(strings.Fields(deps), path), func(p string) bool { return !modulePath(p) })
-		if !ok || bad {
+		if !ok || !modulePath(path) || strings.Contains(deps, "../") {
 			x.Notes = append(x.Notes, fmt.Sprintf("%s/modules.dep line %d is not \"path: dependencies\"", x.Dir, n))
 			return
 		}

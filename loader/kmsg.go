@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -80,13 +81,15 @@ func parseRecords(s string) (records []record) {
 
 // nameless are lines of the kernel's loader that do not begin with the module's
 // name (kernel/module/main.c, kernel/params.c, security/): those of 6.1 and 6.12.
-var nameless = regexp.MustCompile(`^(` + strings.Join([]string{
-	`Invalid ELF `, `Invalid architecture in ELF`, `ELF Spec violation`, `\(missing \.modinfo section`,
-	`module: `, `Loading of `, `Lockdown: `, `LoadPin: `, `PKCS7: `, `Unsupported digest algo`,
-	`Spectre V2 : System may be vulnerable`, `x86/modules: `, `overflow in relocation type`,
-	`impossible to appraise a module`, `decompression failed`, `not an? \S+ compressed module`,
-	`[A-Za-z_]\w*: (can only take \d+ arguments|string doesn't fit|string parameter too long)`,
-}, "|") + `)`)
+var nameless = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(` + strings.Join([]string{
+		`Invalid ELF `, `Invalid architecture in ELF`, `ELF Spec violation`, `\(missing \.modinfo section`,
+		`module: `, `Loading of `, `Lockdown: `, `LoadPin: `, `PKCS7: `, `Unsupported digest algo`,
+		`Spectre V2 : System may be vulnerable`, `x86/modules: `, `overflow in relocation type`,
+		`impossible to appraise a module`, `decompression failed`, `not an? \S+ compressed module`,
+		`[A-Za-z_]\w*: (can only take \d+ arguments|string doesn't fit|string parameter too long)`,
+	}, "|") + `)`)
+})
 
 // named reports whether the kernel or the module itself speaks of module: its
 // own lines begin with its name, in which drivers also write - for _.
@@ -152,7 +155,7 @@ func (w *window) lines(module string, failed bool) []string {
 	for try := 0; ; try++ {
 		records, err := w.kmsg.read()
 		for _, r := range records {
-			if named(r.text, module) || nameless.MatchString(r.text) {
+			if named(r.text, module) || nameless().MatchString(r.text) {
 				lines = append(lines, r.text)
 			}
 		}

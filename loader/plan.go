@@ -96,13 +96,21 @@ func (r *resolver) module(name string) (*node, error) {
 	if n := r.nodes[name]; n != nil {
 		return n, nil
 	}
+	path, ours := "", false
+	if r.req.Lookup != nil {
+		path, ours = r.req.Lookup(name)
+	}
 	if live, ok := r.req.State.Find(name); ok && live.State == "live" {
+		// A damaged file is no reason not to say that the module is live.
+		if ours {
+			if info, err := ko.Open(path); err == nil {
+				r.compare(live, path, info)
+			}
+		}
 		return r.present(name, "already live"), nil
 	}
-	if r.req.Lookup != nil {
-		if path, ok := r.req.Lookup(name); ok {
-			return r.file(path)
-		}
+	if ours {
+		return r.file(path)
 	}
 	if path, deps, ok := r.req.Index.Find(name); ok {
 		n := &node{step: Step{Action: Insert, Module: name, Path: path}}
@@ -129,10 +137,11 @@ func (r *resolver) file(path string) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
+	if n := r.nodes[info.Name]; n != nil {
+		return n, nil // found under another name before
+	}
 	if live, ok := r.req.State.Find(info.Name); ok && live.State == "live" {
-		if live.BuildID != "" && info.BuildID != "" && live.BuildID != info.BuildID {
-			r.notes = append(r.notes, fmt.Sprintf("the live %s is another build than %s", info.Name, path))
-		}
+		r.compare(live, path, info)
 		return r.present(info.Name, "already live"), nil
 	}
 	if built := info.Release(); built != "" && r.req.Release != "" && built != r.req.Release {
@@ -142,7 +151,14 @@ func (r *resolver) file(path string) (*node, error) {
 	return n, r.add(n)
 }
 
-// present records a module that needs no system call, once.
+// compare notes that what is live did not come from the file that we would load.
+func (r *resolver) compare(live Live, path string, info *ko.Info) {
+	if live.BuildID != "" && info.BuildID != "" && live.BuildID != info.BuildID {
+		r.notes = append(r.notes, fmt.Sprintf("the live %s is another build than %s", info.Name, path))
+	}
+}
+
+// present records a module that needs no system call.
 func (r *resolver) present(name, reason string) *node {
 	n := &node{step: Step{Action: None, Module: name, Reason: reason}}
 	r.nodes[name] = n
@@ -165,10 +181,8 @@ func (r *resolver) add(n *node) error {
 		n.needs[i] = dep.step.Module
 	}
 	r.chain = r.chain[:len(r.chain)-1]
-	if r.nodes[name] == nil {
-		r.nodes[name] = n
-		r.order = append(r.order, n)
-	}
+	r.nodes[name] = n
+	r.order = append(r.order, n)
 	return nil
 }
 

@@ -94,6 +94,8 @@ func TestPlanLoad(t *testing.T) {
 			{"live", loader.LoadRequest{Name: "mrp", State: live, Lookup: ours}, []string{"none mrp (already live)"}},
 			{"built in, by modules.builtin", loader.LoadRequest{Name: "zbud"}, []string{"none zbud (built into the kernel)"}},
 			{"built in, by /sys/module", loader.LoadRequest{Name: "printk", State: live}, []string{"none printk (built into the kernel)"}},
+			{"a file that is not named as its module", loader.LoadRequest{Name: "renamed", Lookup: func(string) (string, bool) { return file("mrp"), true }},
+				[]string{"insert mrp (asked)"}},
 			{"- and _ mixed", loader.LoadRequest{Name: "nls-iso8859_1"}, []string{"insert nls_iso8859_1 (asked)"}},
 		} {
 			t.Run(c.name, func(t *testing.T) {
@@ -117,15 +119,18 @@ func TestPlanLoad(t *testing.T) {
 		}
 
 		t.Run("notes", func(t *testing.T) {
-			p, err := loader.PlanLoad(loader.LoadRequest{File: file("mrp"), Params: []string{"x=1"}, State: live, Release: release})
-			if err != nil {
-				t.Fatal(err)
+			for _, req := range []loader.LoadRequest{{File: file("mrp")}, {Name: "mrp", Lookup: ours}} {
+				req.Params, req.State, req.Release = []string{"x=1"}, live, release
+				p, err := loader.PlanLoad(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				want := []string{"the live mrp is another build than " + file("mrp"), "mrp is already live: its parameters stay as they are"}
+				if diff := cmp.Diff(want, p.Notes); diff != "" {
+					t.Error(diff)
+				}
 			}
-			want := []string{"the live mrp is another build than " + file("mrp"), "mrp is already live: its parameters stay as they are"}
-			if diff := cmp.Diff(want, p.Notes); diff != "" {
-				t.Error(diff)
-			}
-			p, err = loader.PlanLoad(loader.LoadRequest{File: file("mrp"), Release: "5.10.0"})
+			p, err := loader.PlanLoad(loader.LoadRequest{File: file("mrp"), Release: "5.10.0"})
 			if err != nil {
 				t.Fatal(err)
 			}

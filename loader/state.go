@@ -149,7 +149,12 @@ func parseProcLine(line string) (m Live, err error) {
 		return m, fmt.Errorf("state %q is not Live, Loading or Unloading", f[4])
 	}
 	if len(f) > 6 && strings.HasPrefix(f[6], "(") {
-		m.Taint = strings.Trim(f[6], "()+-") // + and - only repeat coming and going
+		m.Taint = strings.Map(func(r rune) rune { // + and - only repeat coming and going
+			if r < 'A' || r > 'Z' {
+				return -1
+			}
+			return r
+		}, f[6])
 	}
 	return m, nil
 }

@@ -53,6 +53,7 @@ func FuzzProcModules(f *testing.F) {
 	f.Add("stack 16384 1 stack_user, Live 0xffffffffc09f0000 (OE)\n")
 	f.Add("a 1 - - Live 0x0 (")
 	f.Add("a 1 0 ,,[permanent], Loading ()")
+	f.Add("0 0 0 0 Live 0 (0(0")
 	f.Fuzz(func(t *testing.T, proc string) {
 		mods, err := parseProcModules(strings.NewReader(proc))
 		if err != nil {
@@ -100,4 +101,34 @@ func TestNamed(t *testing.T) {
 			t.Errorf("%q: got %v", line, !want)
 		}
 	}
+}
+
+func FuzzRecords(f *testing.F) {
+	f.Add("6,1,5100000,-;stack: hello\n SUBSYSTEM=module\n")
+	f.Add(";;;\n,,,;\n")
+	f.Fuzz(func(t *testing.T, log string) {
+		for _, r := range parseRecords(log) {
+			if strings.Contains(r.text, "\n") {
+				t.Errorf("%q gave %q", log, r.text)
+			}
+			named(r.text, "stack")
+		}
+	})
+}
+
+// FuzzParams: what the kernel splits is what the user gave.
+func FuzzParams(f *testing.F) {
+	f.Add("n=1", "text=a b")
+	f.Add("x=\"a b\"", "y=\xa0")
+	f.Add("a=\"", "b= c")
+	f.Fuzz(func(t *testing.T, a, b string) {
+		joined, err := joinParams([]string{a, b})
+		if err != nil {
+			return
+		}
+		want := []string{strings.ReplaceAll(a, `"`, ""), strings.ReplaceAll(b, `"`, "")}
+		if diff := cmp.Diff(want, splitParams(joined)); diff != "" {
+			t.Errorf("%q: %s", joined, diff)
+		}
+	})
 }
