@@ -147,7 +147,7 @@ func (r *resolver) file(path string) (*node, error) {
 	if built := info.Release(); built != "" && r.req.Release != "" && built != r.req.Release {
 		r.notes = append(r.notes, fmt.Sprintf("%s was built for %s", path, built))
 	}
-	n := &node{step: Step{Action: Insert, Module: info.Name, Path: path}, needs: info.Depends, info: info}
+	n := &node{step: Step{Action: Insert, Module: info.Name, Path: path}, needs: slices.Clone(info.Depends), info: info}
 	return n, r.add(n)
 }
 
