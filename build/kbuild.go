@@ -5,10 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"path"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -185,96 +181,6 @@ func (r *run) failed(step string, err error) *Error {
 		e.Line, e.Source = r.telling.explain(r.Source, r.wall.work())
 	}
 	return e
-}
-
-// collect finds the .ko of every module of the manifest, - and _ being the same.
-func (r *run) collect() ([]Built, error) {
-	root, err := os.OpenRoot(r.Source)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	var built []Built
-	var absent []string
-	for _, m := range r.Manifest.Modules {
-		file, ok := findModule(root, m)
-		if !ok {
-			absent = append(absent, path.Join(m.Dir, m.Name))
-			continue
-		}
-		built = append(built, Built{Name: moduleName(m.Name), File: file})
-	}
-	if len(absent) == 0 {
-		return built, nil
-	}
-	made := "no module"
-	if all := modulesIn(root); len(all) > 0 {
-		made = strings.Join(all, ", ")
-	}
-	err = fmt.Errorf("kbuild produced %s but the manifest lists %s", made, strings.Join(absent, ", "))
-	fmt.Fprintln(r.Log, err)
-	return nil, r.failed("collect", err)
-}
-
-// found turns the names of built into paths, all of them files: a link of that
-// name would let the source choose what a caller with more rights reads.
-func (r *run) found(built []Built) ([]Built, error) {
-	root, err := os.OpenRoot(r.Source)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	for i, b := range built {
-		info, err := root.Lstat(b.File)
-		if err == nil && !info.Mode().IsRegular() {
-			err = fmt.Errorf("%s is not a regular file", b.File)
-		}
-		if err != nil {
-			return nil, r.failed("collect", err)
-		}
-		built[i].File = filepath.Join(r.Source, b.File)
-	}
-	return built, nil
-}
-
-func findModule(root *os.Root, m Module) (file string, ok bool) {
-	files, err := fs.ReadDir(root.FS(), path.Join(".", m.Dir))
-	if err != nil {
-		return "", false
-	}
-	for _, f := range files {
-		if name, ko := strings.CutSuffix(f.Name(), ".ko"); ko && f.Type().IsRegular() && moduleName(name) == moduleName(m.Name) {
-			return path.Join(m.Dir, f.Name()), true
-		}
-	}
-	return "", false
-}
-
-func modulesIn(root *os.Root) (files []string) {
-	fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() && path.Ext(name) == ".ko" {
-			files = append(files, name)
-		}
-		return nil // what cannot be read is not listed
-	})
-	return files
-}
-
-// prepareCopy gives the copy to the build user and removes .ko files that came
-// with the source: what is found after make must be make's.
-func prepareCopy(dir string, w wall) error {
-	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if d.Type().IsRegular() && filepath.Ext(path) == ".ko" {
-			return os.Remove(path)
-		}
-		if !w.Drop {
-			return nil
-		}
-		return os.Lchown(path, w.UID, w.GID)
-	})
 }
 
 func quote(argv []string) string {
