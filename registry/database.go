@@ -181,6 +181,14 @@ func (r *Registry) write(f func(*sql.Tx) error) error {
 	if r.lock == nil {
 		return ErrReadOnly
 	}
+	err := r.transact(f)
+	if e := (*sqlite.Error)(nil); errors.As(err, &e) { // it does not say where
+		return fmt.Errorf("write %s: %w", filepath.Join(r.dir, dbFile), err)
+	}
+	return err
+}
+
+func (r *Registry) transact(f func(*sql.Tx) error) error {
 	tx, err := r.db.Begin()
 	if err != nil {
 		return err

@@ -98,7 +98,7 @@ func (m *modules) reindex(depmod *exec.Cmd, lock *os.File) error {
 // depmod writes new files and renames them, so the old ones stay as they are.
 func (m *modules) keepIndex() error {
 	for _, name := range indexFiles {
-		kept := path.Join(ourDir, oldName+name)
+		kept := oldName(name)
 		err := m.tree.Link(name, kept)
 		switch {
 		case errors.Is(err, os.ErrNotExist):

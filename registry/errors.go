@@ -57,7 +57,11 @@ func (e *NoModulesError) Error() string { return e.Path + " does not exist" }
 type LinkError struct{ Path, Leads, Want string }
 
 func (e *LinkError) Error() string {
-	return fmt.Sprintf("%s leads to %s, not to %s, for a depmod outside the root", e.Path, e.Leads, e.Want)
+	leads := e.Leads
+	if leads == "" {
+		leads = "nothing"
+	}
+	return fmt.Sprintf("depmod, outside the root, would find %s at %s, not at %s", e.Path, leads, e.Want)
 }
 
 // CorruptError says that a blob's content is not what its name promises.

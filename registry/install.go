@@ -85,7 +85,8 @@ func installRows(q queryer, release string) ([]Install, error) {
 // is left alone, and if all are, nothing is written.
 //
 // ctx counts until the first visible step; from there on the change is carried
-// through. After an error all is as before. Typed errors: *OwnedError,
+// through. After an error all is as before; if not even that can be recorded, an
+// intent is left, which the next writer finishes. Typed errors: *OwnedError,
 // *ForeignError, *NoModulesError, *LinkError, ErrNoDepmod, *CorruptError.
 func (r *Registry) Install(ctx context.Context, release string, as []Artifact) (Result, error) {
 	in := intent{Op: "install", Release: release}

@@ -21,9 +21,12 @@ import (
 const (
 	ourDir   = "updates/kmodctl" // below /lib/modules/R; depmod's search order puts updates first
 	tempName = ".kmodctl-tmp-"   // begins every name of ours that must not outlive a command
-	newName  = tempName + "new-" // a file before it gets its name
-	oldName  = tempName + "old-" // a file that lost its name, until the change is final
 )
+
+// newName is a file's name before it gets its own, oldName the one it keeps until
+// the change is final. Neither ends in .ko, or depmod would index it.
+func newName(file string) string { return path.Join(ourDir, tempName+file+"-new") }
+func oldName(file string) string { return path.Join(ourDir, tempName+file+"-old") }
 
 // modules is /lib/modules/R of one kernel release. Everything under it goes
 // through tree: no link leads out.
@@ -148,7 +151,7 @@ func (m *modules) stage(s step, blob func(string) (io.ReadCloser, error)) error 
 		return err
 	}
 	defer src.Close()
-	name := path.Join(ourDir, newName+s.file())
+	name := newName(s.file())
 	f, err := m.tree.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return bare(err)
@@ -161,7 +164,7 @@ func (m *modules) stage(s step, blob func(string) (io.ReadCloser, error)) error 
 // flip gives a staged file its name, or takes a file's name away. The old file
 // keeps a temporary one, so that the way back needs no space.
 func (m *modules) flip(s step) error {
-	name, fresh, old := path.Join(ourDir, s.file()), path.Join(ourDir, newName+s.file()), path.Join(ourDir, oldName+s.file())
+	name, fresh, old := path.Join(ourDir, s.file()), newName(s.file()), oldName(s.file())
 	switch s.action {
 	case actInstall:
 		m.undo = append(m.undo, func() error { return ignoreAbsent(m.tree.Remove(name)) })
@@ -239,8 +242,12 @@ func depmodRuns(pid string) bool {
 	if err != nil || errors.Is(unix.Kill(n, 0), unix.ESRCH) {
 		return false
 	}
-	comm, err := os.ReadFile("/proc/" + pid + "/comm")
-	return err != nil || string(comm) == "depmod\n"
+	stat, err := os.ReadFile("/proc/" + pid + "/stat") // "123 (depmod) S ...", proc(5)
+	if err != nil {
+		return true
+	}
+	state, ok := strings.CutPrefix(string(stat), pid+" (depmod) ")
+	return ok && !strings.HasPrefix(state, "Z")
 }
 
 // bare takes the path off an error of a file: the caller names it as people do.

@@ -33,11 +33,11 @@ import (
 
 // Registry is an open registry. Close it.
 type Registry struct {
-	dir       string      // absolute and free of links
-	tree      *os.Root    // dir; nil when a reader found none
-	db        *sql.DB     // of an absent registry: an empty one in memory
-	lock      *os.File    // held by the writer; nil for a reader
-	root      kernel.Root // where the writer installs
+	dir  string      // absolute and free of links
+	tree *os.Root    // dir; nil when a reader found none
+	db   *sql.DB     // of an absent registry: an empty one in memory
+	lock *os.File    // held by the writer; nil for a reader
+	root kernel.Root // where the writer installs
 
 	mu        sync.Mutex
 	recovered []string

@@ -1,0 +1,306 @@
+package registry
+
+import (
+	"bufio"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestAbsentRegistryIsEmpty(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	r := reader(t, dir)
+	srcs, err := r.Sources()
+	if err != nil || len(srcs) != 0 {
+		t.Errorf("sources: %v %v", srcs, err)
+	}
+	if what, holder, err := r.Unfinished(); len(what) != 0 || holder != "" || err != nil {
+		t.Errorf("unfinished: %v %q %v", what, holder, err)
+	}
+	if _, err := r.Blob(strings.Repeat("0", 64)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("blob: %v", err)
+	}
+	if _, _, err := r.PutBlob(t.Context(), strings.NewReader("")); !errors.Is(err, ErrReadOnly) {
+		t.Errorf("put: %v", err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a reader made the folder: %v", err)
+	}
+}
+
+func TestArtifactsAndAttempts(t *testing.T) {
+	dir := t.TempDir()
+	r := writer(t, dir, "/")
+	first := mustPut(t, r, "net", "1", "net=1")
+	second := mustPut(t, r, "net", "1", "net=2", "net_extra=2")
+	begun, err := r.BeginAttempt(Attempt{Op: "build", Package: "net", Version: "1", Release: release})
+	must(t, err)
+	begun.Outcome, begun.Error = "failed", "no"
+	must(t, r.FinishAttempt(begun))
+	_, err = r.BeginAttempt(Attempt{Op: "build", Package: "disk", Version: "1", Release: "1.1.1"})
+	must(t, err)
+
+	ro := reader(t, dir)
+	a, ok, err := ro.Artifact("net", "1", release)
+	must(t, err)
+	if !ok || a.Digest != second.Digest || len(a.Modules) != 2 || a.Modules[1].File != "net-extra.ko" {
+		t.Errorf("artifact: %+v", a)
+	}
+	if a, ok, err = ro.ArtifactByInput(first.InputHash); err != nil || !ok || a.Digest != second.Digest {
+		t.Errorf("by input: %+v %v", a, err)
+	}
+	if as, err := ro.Artifacts(); err != nil || len(as) != 1 {
+		t.Errorf("artifacts: %+v %v", as, err)
+	}
+	if _, ok, err := ro.Artifact("net", "2", release); ok || err != nil {
+		t.Errorf("absent artifact: %v %v", ok, err)
+	}
+	if as, err := ro.Attempts("", "", 1); err != nil || len(as) != 1 || as[0].Package != "disk" || as[0].Outcome != "" {
+		t.Errorf("newest attempt: %+v %v", as, err)
+	}
+	if as, err := ro.Attempts("net", release, 0); err != nil || len(as) != 1 || as[0].Error != "no" || as[0].Seconds <= 0 {
+		t.Errorf("attempts of net: %+v %v", as, err)
+	}
+	what, holder, err := ro.Unfinished()
+	must(t, err)
+	equal(t, "unfinished", what, []string{"build of disk@1 for 1.1.1"})
+	if want := fmt.Sprintf("pid %d (kmodctl test)", os.Getpid()); holder != want {
+		t.Errorf("holder %q, want %q", holder, want)
+	}
+
+	// The record is a blob of its own, and the artifact's digest is its name.
+	blob, err := ro.Blob(second.Digest)
+	must(t, err)
+	defer blob.Close()
+	text, err := io.ReadAll(blob)
+	if err != nil || !strings.Contains(string(text), second.Modules[0].Digest) {
+		t.Errorf("record %s: %v", text, err)
+	}
+}
+
+func TestPutArtifactRefuses(t *testing.T) {
+	r := writer(t, t.TempDir(), "/")
+	file := filepath.Join(t.TempDir(), "x.ko")
+	must(t, os.WriteFile(file, []byte("x"), 0o644))
+	for _, m := range []Module{
+		{Name: "x", File: "../x.ko"}, {Name: "x", File: "x"}, {Name: "x", File: ".ko"}, {Name: "y", File: "x.ko"},
+		{Name: "x", File: "x.ko", Digest: strings.Repeat("0", 64)},
+	} {
+		if _, err := r.PutArtifact(t.Context(), Artifact{Modules: []Module{m}}, map[string]string{"x": file, "y": file}); err == nil {
+			t.Errorf("%+v was taken", m)
+		}
+	}
+	if _, err := r.PutArtifact(t.Context(), Artifact{Modules: []Module{{Name: "x", File: "x.ko"}}}, nil); err == nil {
+		t.Error("a module without a file was taken")
+	}
+	if as, err := r.Artifacts(); err != nil || len(as) > 0 {
+		t.Errorf("artifacts: %+v %v", as, err)
+	}
+}
+
+func TestDamagedBlob(t *testing.T) {
+	r := writer(t, t.TempDir(), "/")
+	digest, n, err := r.PutBlob(t.Context(), strings.NewReader("content"))
+	must(t, err)
+	if n != 7 {
+		t.Errorf("size %d", n)
+	}
+	info, err := os.Stat(r.BlobPath(digest))
+	must(t, err)
+	if info.Mode() != 0o444 {
+		t.Errorf("mode %v", info.Mode())
+	}
+	read := func() error {
+		f, err := r.Blob(digest)
+		must(t, err)
+		defer f.Close()
+		_, err = io.Copy(io.Discard, f)
+		return err
+	}
+	must(t, read())
+	flipBit(t, r.BlobPath(digest))
+	var e *CorruptError
+	if err := read(); !errors.As(err, &e) || e.Want != digest || e.Path != r.BlobPath(digest) {
+		t.Errorf("read of a damaged blob: %v", err)
+	}
+	_, _, err = r.PutBlob(t.Context(), strings.NewReader("content"))
+	must(t, err)
+	must(t, read()) // healed
+	for _, bad := range []string{"", "../lock", strings.Repeat("g", 64)} {
+		if _, err := r.Blob(bad); err == nil {
+			t.Errorf("blob %q was opened", bad)
+		}
+	}
+}
+
+func TestTool(t *testing.T) {
+	dir := t.TempDir()
+	r := writer(t, dir, "/")
+	cc, link := filepath.Join(dir, "gcc-12"), filepath.Join(dir, "gcc")
+	must(t, os.WriteFile(cc, []byte("1"), 0o755))
+	must(t, os.Symlink("gcc-12", link))
+	must(t, r.PutTool(link, "gcc 12"))
+	if id, ok, err := r.Tool(link); id != "gcc 12" || !ok || err != nil {
+		t.Errorf("tool: %q %v %v", id, ok, err)
+	}
+	must(t, os.WriteFile(cc+".new", []byte("2"), 0o755))
+	must(t, os.Rename(cc+".new", cc))
+	if _, ok, err := r.Tool(link); ok || err != nil {
+		t.Errorf("the tool changed and is still known: %v", err)
+	}
+	if _, _, err := r.Tool(filepath.Join(dir, "absent")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("absent tool: %v", err)
+	}
+}
+
+func TestFutureSchemaIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	r := writer(t, dir, "/")
+	must(t, r.write(func(tx *sql.Tx) error {
+		_, err := tx.Exec(`UPDATE meta SET value = CASE key WHEN 'schema' THEN '7' ELSE '9.1.0' END`)
+		return err
+	}))
+	must(t, r.Close())
+	_, rerr := Open(t.Context(), dir)
+	_, werr := OpenWriter(t.Context(), dir, "/", WriterOptions{})
+	for _, err := range []error{rerr, werr} {
+		var e *SchemaError
+		if !errors.As(err, &e) || e.Schema != "7" || e.WrittenBy != "9.1.0" {
+			t.Errorf("error: %v", err)
+		}
+	}
+}
+
+func init() {
+	// Holds the lock, says so, and waits for its end.
+	helpers["hold"] = func(args []string) error {
+		r, err := OpenWriter(context.Background(), args[0], "/", WriterOptions{Command: "kmodctl hold"})
+		if err != nil {
+			return err
+		}
+		dir, _, err := r.NewWork("../a b")
+		if err != nil {
+			return err
+		}
+		if _, err := r.tree.Create(filepath.Join(blobDir, blobTemp+"x")); err != nil {
+			return err
+		}
+		if _, err := r.BeginAttempt(Attempt{Op: "build", Package: "net", Version: "1", Release: release}); err != nil {
+			return err
+		}
+		worker := exec.Command("sleep", "1000")
+		worker.Env = append(os.Environ(), workEnv+"="+dir+"/src")
+		if err := worker.Start(); err != nil {
+			return err
+		}
+		fmt.Println(worker.Process.Pid)
+		io.Copy(io.Discard, os.Stdin)
+		return nil
+	}
+}
+
+// startHolder starts a writer in another process and returns it, its standard
+// input, whose end ends it, and the pid of its worker.
+func startHolder(t *testing.T, dir string) (cmd *exec.Cmd, stdin io.Closer, worker int) {
+	t.Helper()
+	cmd = helper("hold", dir)
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	line, err := bufio.NewReader(out).ReadString('\n')
+	must(t, err)
+	_, err = fmt.Sscan(line, &worker)
+	must(t, err)
+	return cmd, in, worker
+}
+
+func TestWritersQueue(t *testing.T) {
+	dir := t.TempDir()
+	cmd, stdin, worker := startHolder(t, dir)
+	t.Cleanup(func() { unix.Kill(worker, unix.SIGKILL) })
+
+	ctx, cancel := context.WithCancelCause(t.Context())
+	enough := errors.New("enough")
+	_, err := OpenWriter(ctx, dir, "/", WriterOptions{Waiting: func(string) { cancel(enough) }})
+	if !errors.Is(err, enough) {
+		t.Fatalf("cancelled wait: %v", err)
+	}
+	var waited []string
+	r, err := OpenWriter(t.Context(), dir, "/", WriterOptions{Waiting: func(holder string) {
+		waited = append(waited, holder)
+		stdin.Close()
+	}})
+	must(t, err)
+	defer r.Close()
+	equal(t, "holders", waited, []string{fmt.Sprintf("pid %d (kmodctl hold)", cmd.Process.Pid)})
+}
+
+func TestRecoverAfterKill(t *testing.T) {
+	dir := t.TempDir()
+	cmd, _, worker := startHolder(t, dir)
+	fd, err := unix.PidfdOpen(worker, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	must(t, cmd.Process.Signal(syscall.SIGKILL))
+	cmd.Wait()
+
+	ro := reader(t, dir)
+	what, holder, err := ro.Unfinished()
+	must(t, err)
+	equal(t, "unfinished", what, []string{"build of net@1 for " + release})
+	if holder != "" {
+		t.Errorf("holder %q is dead", holder)
+	}
+	r := writer(t, dir, "/")
+	if err := unix.PidfdSendSignal(fd, 0, nil, 0); !errors.Is(err, unix.ESRCH) {
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} // a zombie until its new parent reaps it
+		if n, _ := unix.Poll(poll, 0); n != 1 {
+			t.Error("the worker is still there")
+		}
+	}
+	for _, folder := range []string{workDir, blobDir} {
+		if names, err := readNames(r.tree, folder); err != nil || len(names) > 0 {
+			t.Errorf("%s: %q %v", folder, names, err)
+		}
+	}
+	as, err := r.Attempts("net", "", 0)
+	must(t, err)
+	if as[0].Outcome != "interrupted" {
+		t.Errorf("attempt: %+v", as[0])
+	}
+	if got := strings.Join(r.Recovered(), "\n"); strings.Count(got, "\n") != 3 || !strings.Contains(got, "interrupted") {
+		t.Errorf("recovered:\n%s", got)
+	}
+}
+
+// A new registry is readable by everyone whatever the umask is.
+func TestModes(t *testing.T) {
+	defer unix.Umask(unix.Umask(0o077))
+	dir := filepath.Join(t.TempDir(), "lib", "kmodctl")
+	r := writer(t, dir, "/")
+	_, _, err := r.PutBlob(t.Context(), strings.NewReader("x"))
+	must(t, err)
+	for name, want := range map[string]os.FileMode{
+		".": 0o755, "..": 0o755, "blobs": 0o755, blobDir: 0o755, workDir: 0o711,
+		"lock": 0o644, "README": 0o644, dbFile: 0o644, dbFile + "-wal": 0o644, dbFile + "-shm": 0o644,
+	} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		must(t, err)
+		if info.Mode().Perm() != want {
+			t.Errorf("%s: %v, want %v", name, info.Mode().Perm(), want)
+		}
+	}
+}

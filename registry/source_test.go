@@ -1,0 +1,261 @@
+package registry
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// tree writes files given as path=content; a path that ends in ! is executable,
+// one with -> is a symbolic link.
+func tree(t *testing.T, files ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, f := range files {
+		if name, target, ok := strings.Cut(f, "->"); ok {
+			must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
+			must(t, os.Symlink(target, filepath.Join(dir, name)))
+			continue
+		}
+		name, text, _ := strings.Cut(f, "=")
+		mode := os.FileMode(0o640)
+		if name, ok := strings.CutSuffix(name, "!"); ok {
+			mode = 0o700
+			f = name
+		} else {
+			f = name
+		}
+		must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, f)), 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, f), []byte(text), mode))
+	}
+	return dir
+}
+
+func TestDigestDependsOnContentAlone(t *testing.T) {
+	a := tree(t, "Kbuild=obj-m := a.o", "a.c=int a;", "sub/gen!=#!/bin/sh", "sub/link->../a.c", "later->built.c")
+	b := tree(t, "later->built.c", "sub/link->../a.c", "sub/gen!=#!/bin/sh", "a.c=int a;", "Kbuild=obj-m := a.o",
+		// version control, and what kbuild left
+		".git/config=x", "sub/.svn/x=x", ".a.o.cmd=x", "a.o=x", "a.ko=x", "a.mod=x", "a.mod.c=x", "modules.order=x",
+		"Module.symvers=x", ".tmp_versions/a.mod=x", "sub/..made.cmd=x", "sub/.made=x")
+	must(t, os.Chtimes(filepath.Join(b, "a.c"), time.Unix(5, 0), time.Unix(5, 0)))
+	must(t, os.Chmod(filepath.Join(b, "a.c"), 0o666))
+	must(t, os.Mkdir(filepath.Join(b, "empty"), 0o755))
+	da, files, err := Digest(a)
+	must(t, err)
+	db, _, err := Digest(b)
+	must(t, err)
+	if da != db {
+		t.Errorf("digests of equal sources differ: %s, %s", da, db)
+	}
+	var got []string
+	for _, f := range files {
+		got = append(got, f.Path)
+	}
+	equal(t, "files", got, []string{"Kbuild", "a.c", "later", "sub/gen", "sub/link"})
+	// It must not change with the Go release: every source would look changed.
+	if want := "27d1d044c723aa92ff3cd5a2c7c2eee6f0986bb916a3c3fdf6d404252a1b4b84"; da != want {
+		t.Errorf("digest %s, want %s", da, want)
+	}
+	for _, change := range []func() error{
+		func() error { return os.WriteFile(filepath.Join(b, "a.c"), []byte("int b;"), 0o644) },
+		func() error { return os.Chmod(filepath.Join(b, "Kbuild"), 0o755) },
+		func() error { return os.Rename(filepath.Join(b, "a.c"), filepath.Join(b, "b.c")) },
+	} {
+		must(t, change())
+		next, _, err := Digest(b)
+		must(t, err)
+		if next == db {
+			t.Error("a change did not change the digest")
+		}
+		db = next
+	}
+}
+
+func TestDigestRefuses(t *testing.T) {
+	pipe := tree(t, "a.c=")
+	must(t, unix.Mkfifo(filepath.Join(pipe, "pipe"), 0o644))
+	tests := []struct{ dir, want string }{
+		{tree(t, "etc->/etc/passwd"), "link etc leads out of the source: /etc/passwd"},
+		{tree(t, "sub/up->../../x"), "link sub/up leads out"},
+		{tree(t, "a/b/top->../..", "a/b/l->top/../x"), "link a/b/l leads out"},
+		{pipe, "pipe is neither a file"},
+		{filepath.Join(t.TempDir(), "absent"), "no such file"},
+	}
+	for _, tt := range tests {
+		if _, _, err := Digest(tt.dir); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("error %v, want %q", err, tt.want)
+		}
+	}
+}
+
+func TestAddExtract(t *testing.T) {
+	dir := t.TempDir()
+	r := writer(t, dir, "/")
+	origin := tree(t, "kmod.toml=name", "a.c=int a;", "sub/gen!=#!/bin/sh", "sub/link->../a.c")
+	src, changed, err := r.AddSource(t.Context(), origin, "a", "1.0", "name")
+	must(t, err)
+	if !changed {
+		t.Error("new source, not changed")
+	}
+	wal := size(t, filepath.Join(dir, "registry.db-wal"))
+	if _, changed, err = r.AddSource(t.Context(), origin, "a", "1.0", "name"); err != nil || changed {
+		t.Errorf("same again: changed %v, %v", changed, err)
+	}
+	if size(t, filepath.Join(dir, "registry.db-wal")) != wal {
+		t.Error("adding the same again wrote to the database")
+	}
+	must(t, os.RemoveAll(origin))
+	got, err := reader(t, dir).Source("a", "")
+	must(t, err)
+	if got.Digest != src.Digest || got.Manifest != "name" || len(got.Files) != 4 {
+		t.Errorf("source: %+v", got)
+	}
+	out := t.TempDir()
+	must(t, r.Extract(got, out))
+	digest, _, err := Digest(out)
+	must(t, err)
+	if digest != src.Digest {
+		t.Error("extracted files differ from those added")
+	}
+	gen, err := os.Stat(filepath.Join(out, "sub/gen"))
+	must(t, err)
+	c, err := os.Stat(filepath.Join(out, "a.c"))
+	must(t, err)
+	if gen.Mode() != 0o755 || !gen.ModTime().Equal(c.ModTime()) {
+		t.Errorf("mode %v, mtimes %v %v", gen.Mode(), gen.ModTime(), c.ModTime())
+	}
+	flipBit(t, r.BlobPath(src.Digest))
+	var damaged *CorruptError
+	if err := r.Extract(got, t.TempDir()); !errors.As(err, &damaged) {
+		t.Errorf("extract of a damaged archive: %v", err)
+	}
+}
+
+func TestSourcesSortAndAreFound(t *testing.T) {
+	r := writer(t, t.TempDir(), "/")
+	for _, v := range []string{"1.10", "1.9", "1.10-rc1"} {
+		_, _, err := r.AddSource(t.Context(), tree(t, "v="+v), "hello", v, "")
+		must(t, err)
+	}
+	srcs, err := r.Sources()
+	must(t, err)
+	var got []string
+	for _, s := range srcs {
+		got = append(got, s.Version)
+	}
+	equal(t, "versions", got, []string{"1.9", "1.10-rc1", "1.10"})
+	newest, err := r.Source("hello", "")
+	must(t, err)
+	if newest.Version != "1.10" {
+		t.Errorf("newest: %s", newest.Version)
+	}
+	var e *NotFoundError
+	if _, err := r.Source("helo", ""); !errors.As(err, &e) {
+		t.Fatalf("error: %v", err)
+	}
+	equal(t, "near helo", e.Near, []string{"hello"})
+	if _, err := r.Source("hello", "2"); !errors.As(err, &e) {
+		t.Fatalf("error: %v", err)
+	}
+	equal(t, "versions of hello", e.Near, []string{"1.10", "1.10-rc1", "1.9"})
+}
+
+func TestRemoveSource(t *testing.T) {
+	root := newRoot(t)
+	r := writer(t, t.TempDir(), root)
+	_, _, err := r.AddSource(t.Context(), tree(t, "a.c=1"), "net", "1", "")
+	must(t, err)
+	_, _, err = r.AddSource(t.Context(), tree(t, "a.c=2"), "net", "1", "") // replaces
+	must(t, err)
+	log, _, err := r.PutBlob(t.Context(), strings.NewReader("the log"))
+	must(t, err)
+	at, err := r.BeginAttempt(Attempt{Op: "build", Package: "net", Version: "1", Release: release})
+	must(t, err)
+	at.Outcome, at.Log = "ok", log
+	must(t, r.FinishAttempt(at))
+	a := mustPut(t, r, "net", "1", "net=shared", "own=1")
+	kept := mustPut(t, r, "other", "1", "net=shared")
+	_, err = r.Install(t.Context(), release, []Artifact{a})
+	must(t, err)
+
+	var used *InUseError
+	if err := r.RemoveSource("net", "1"); !errors.As(err, &used) || len(used.Releases) != 1 {
+		t.Fatalf("remove while installed: %v", err)
+	}
+	_, err = r.Uninstall(t.Context(), release, []string{"net"})
+	must(t, err)
+	must(t, r.RemoveSource("net", "1"))
+	if _, ok, err := r.Artifact("net", "1", release); ok || err != nil {
+		t.Errorf("artifact after remove: %v %v", ok, err)
+	}
+	as, err := r.Attempts("net", "", 0)
+	must(t, err)
+	if len(as) != 3 { // build, install, uninstall
+		t.Errorf("history: %+v", as)
+	}
+	names, err := readNames(r.tree, blobDir)
+	must(t, err)
+	if len(names) != 3 { // the log, the other record, the shared module
+		t.Errorf("blobs: %q", names)
+	}
+	for _, d := range []string{log, kept.Digest, kept.Modules[0].Digest} {
+		f, err := r.Blob(d)
+		must(t, err)
+		_, err = io.Copy(io.Discard, f)
+		must(t, errors.Join(err, f.Close()))
+	}
+	var absent *NotFoundError
+	if err := r.RemoveSource("net", "1"); !errors.As(err, &absent) {
+		t.Errorf("remove twice: %v", err)
+	}
+}
+
+func TestAddCancelled(t *testing.T) {
+	r := writer(t, t.TempDir(), "/")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := r.AddSource(ctx, tree(t, "a.c="), "a", "1", ""); !errors.Is(err, context.Canceled) {
+		t.Errorf("error: %v", err)
+	}
+	if names, _ := readNames(r.tree, blobDir); len(names) > 0 {
+		t.Errorf("blobs: %q", names)
+	}
+}
+
+// Whatever an archive holds, nothing is written outside of the folder.
+func FuzzUnpack(f *testing.F) {
+	seed := func(hs ...tar.Header) {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for _, h := range hs {
+			h.Mode = 0o644
+			w.WriteHeader(&h)
+		}
+		w.Close()
+		f.Add(b.Bytes())
+	}
+	seed(tar.Header{Name: "a.c"}, tar.Header{Name: "sub/b.c"})
+	seed(tar.Header{Name: "../x"})
+	seed(tar.Header{Name: "up", Linkname: "..", Typeflag: tar.TypeSymlink}, tar.Header{Name: "up/x"})
+	f.Fuzz(func(t *testing.T, text []byte) {
+		outer := t.TempDir()
+		dir := filepath.Join(outer, "dir")
+		must(t, os.Mkdir(dir, 0o755))
+		root, err := os.OpenRoot(dir)
+		must(t, err)
+		defer root.Close()
+		unpack(bytes.NewReader(text), root, time.Unix(1e9, 0))
+		if names, err := os.ReadDir(outer); err != nil || len(names) != 1 {
+			t.Errorf("outside: %v %v", names, err)
+		}
+	})
+}
