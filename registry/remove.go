@@ -1,0 +1,100 @@
+package registry
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+)
+
+// RemoveSource forgets a source and its artifacts and deletes the blobs that
+// nothing names any more. The history stays, and the logs it names. The error is
+// an *InUseError while modules of it are installed.
+func (r *Registry) RemoveSource(name, version string) error {
+	if err := r.removeSource(name, version); err != nil {
+		return fmt.Errorf("remove %s@%s: %w", name, version, err)
+	}
+	return nil
+}
+
+func (r *Registry) removeSource(name, version string) error {
+	src, err := r.Source(name, version)
+	if err != nil {
+		return err
+	}
+	if version == "" {
+		return errors.New("no version was given")
+	}
+	blobs := []string{src.Digest}
+	err = r.write(func(tx *sql.Tx) error {
+		if err := checkUnused(tx, name, version); err != nil {
+			return err
+		}
+		as, err := collect(tx, scanArtifact, `SELECT digest, record FROM artifact WHERE package = ? AND version = ?`, name, version)
+		if err != nil {
+			return err
+		}
+		for _, a := range as {
+			blobs = append(blobs, a.blobs()...)
+		}
+		if _, err := tx.Exec(`DELETE FROM artifact WHERE package = ? AND version = ?`, name, version); err != nil {
+			return err
+		}
+		_, err = tx.Exec(`DELETE FROM source WHERE name = ? AND version = ?`, name, version)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return r.dropBlobs(blobs)
+}
+
+// checkUnused looks at what is installed and at what a cut off command that
+// could not be finished yet would install.
+func checkUnused(tx *sql.Tx, name, version string) error {
+	e := &InUseError{Name: name, Version: version}
+	rows, err := installRows(tx, "")
+	if err != nil {
+		return err
+	}
+	intents, err := readIntents(tx, "")
+	if err != nil {
+		return err
+	}
+	for _, in := range intents {
+		rows = append(rows, in.Target...)
+	}
+	for _, i := range rows {
+		if i.Package == name && i.Version == version && !slices.Contains(e.Releases, i.Release) {
+			e.Releases = append(e.Releases, i.Release)
+		}
+	}
+	if e.Releases != nil {
+		return e
+	}
+	return nil
+}
+
+// dropBlobs deletes those of the blobs that no row names. A crash before it is
+// done leaves blobs that nobody misses.
+func (r *Registry) dropBlobs(digests []string) error {
+	named, err := collect(r.db, func(rows *sql.Rows, s *string) error { return rows.Scan(s) }, `
+		SELECT digest FROM source UNION SELECT digest FROM artifact UNION SELECT digest FROM install UNION SELECT log FROM attempt
+		UNION SELECT record ->> 'log' FROM artifact WHERE record ->> 'log' <> ''
+		UNION SELECT m.value ->> 'digest' FROM artifact, json_each(artifact.record, '$.modules') m
+		UNION SELECT t.value ->> 'digest' FROM intent, json_each(intent.body, '$.target') t`)
+	if err != nil {
+		return err
+	}
+	for _, d := range digests {
+		if d == "" || slices.Contains(named, d) {
+			continue
+		}
+		if err := r.tree.Remove(filepath.Join(blobDir, d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
