@@ -170,6 +170,9 @@ func unpack(src io.Reader, root *os.Root, mtime time.Time) error {
 		} else if err != nil {
 			return err
 		}
+		if h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeSymlink || h.PAXRecords["GNU.sparse.major"] != "" {
+			return fmt.Errorf("%s is of a kind that sources do not have", h.Name)
+		}
 		if err := root.MkdirAll(path.Dir(h.Name), 0o755); err != nil {
 			return err
 		}
