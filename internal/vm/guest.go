@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 
@@ -23,12 +24,27 @@ const (
 // complaint starts what pid 1 says on the console when it cannot do its task.
 const complaint = "kmodctl-vm: "
 
-// task is what pid 1 shall run.
+// task is what pid 1 shall run. Its lists are bytes, since a JSON string would
+// lose what is no UTF-8.
 type task struct {
 	Token string   `json:"token"` // of the frame, see stream.go
-	Args  []string `json:"args"`
-	Env   []string `json:"env"`
+	Args  [][]byte `json:"args"`
+	Env   [][]byte `json:"env"` // NAME=VALUE
 	Dir   string   `json:"dir"`
+}
+
+func asBytes(list []string) (out [][]byte) {
+	for _, s := range list {
+		out = append(out, []byte(s))
+	}
+	return out
+}
+
+func asStrings(list [][]byte) (out []string) {
+	for _, b := range list {
+		out = append(out, string(b))
+	}
+	return out
 }
 
 // InGuest reports whether this process is pid 1 of a guest that Run booted. The
@@ -63,6 +79,9 @@ func serve() error {
 	}
 	var t task
 	data, err := os.ReadFile(taskFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errors.New("the files do not fit into its memory")
+	}
 	if err != nil {
 		return err
 	}
@@ -139,8 +158,8 @@ func openLine(path string) (*os.File, error) {
 
 // runChild runs the program and reaps every process that ends until it does.
 func runChild(t task, tty *os.File) (status unix.WaitStatus, err error) {
-	cmd := exec.Command("/init", t.Args...)
-	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = t.Env, t.Dir, tty, tty
+	cmd := exec.Command("/init", asStrings(t.Args)...)
+	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = asStrings(t.Env), t.Dir, tty, tty
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}

@@ -1,8 +1,12 @@
 package vm
 
 import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -67,4 +71,50 @@ func inode(t *testing.T, image string) os.FileInfo {
 		t.Fatal(err)
 	}
 	return info
+}
+
+// withNotes is an x86_64 ELF file with one segment of notes.
+func withNotes(machine elf.Machine, notes string) []byte {
+	var b bytes.Buffer
+	binary.Write(&b, binary.LittleEndian, elf.Header64{
+		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+		Type:  uint16(elf.ET_EXEC), Machine: uint16(machine), Version: uint32(elf.EV_CURRENT),
+		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1, Shentsize: 64,
+	})
+	binary.Write(&b, binary.LittleEndian, elf.Prog64{Type: uint32(elf.PT_NOTE), Off: 120, Filesz: uint64(len(notes))})
+	b.WriteString(notes)
+	return b.Bytes()
+}
+
+const (
+	gnuNote = "\x04\x00\x00\x00\x05\x00\x00\x00\x12\x00\x00\x00GNU\x0012345\x00\x00\x00"
+	pvhNote = "\x04\x00\x00\x00\x04\x00\x00\x00\x12\x00\x00\x00Xen\x00\x10\x02\x00\x01"
+	xenNote = "\x04\x00\x00\x00\x04\x00\x00\x00\x06\x00\x00\x00Xen\x00\x00\x00\x00\x00"
+)
+
+func TestPVHNote(t *testing.T) {
+	for name, test := range map[string]struct {
+		vmlinux []byte
+		want    bool
+	}{
+		"alone":         {withNotes(elf.EM_X86_64, pvhNote), true},
+		"after others":  {withNotes(elf.EM_X86_64, gnuNote+xenNote+pvhNote), true},
+		"others":        {withNotes(elf.EM_X86_64, gnuNote+xenNote), false},
+		"cut short":     {withNotes(elf.EM_X86_64, gnuNote+pvhNote[:14]), false},
+		"other machine": {withNotes(elf.EM_386, pvhNote), false},
+		"no ELF":        {[]byte(pvhNote), false},
+	} {
+		if got := hasPVH(bytes.NewReader(test.vmlinux)); got != test.want {
+			t.Errorf("%s: %v, want %v", name, got, test.want)
+		}
+	}
+}
+
+func FuzzPVHNote(f *testing.F) {
+	f.Add(gnuNote + xenNote + pvhNote)
+	f.Fuzz(func(t *testing.T, notes string) {
+		if hasPVH(bytes.NewReader(withNotes(elf.EM_X86_64, notes))) && !strings.Contains(notes, "Xen\x00") {
+			t.Errorf("found in %q", notes)
+		}
+	})
 }

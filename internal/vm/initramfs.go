@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -52,7 +53,9 @@ func (a *archive) fill(t task, c Config) error {
 	if err := a.add(cpio.CharDev("dev/console", 0o600, 5, 1)); err != nil {
 		return err
 	}
-	for _, f := range append([]File{{Guest: "/init", Host: c.Init}, {Guest: taskFile, Data: data}}, c.Files...) {
+	// The task comes last: where it is, everything before it was unpacked. A kernel
+	// whose memory is full leaves out the rest and runs init all the same.
+	for _, f := range slices.Concat([]File{{Guest: "/init", Host: c.Init}}, c.Files, []File{{Guest: taskFile, Data: data}}) {
 		if err := a.file(f); err != nil {
 			return fmt.Errorf("add %s: %w", f.Guest, err)
 		}

@@ -142,8 +142,3 @@ func FuzzPayload(f *testing.F) {
 		}
 	})
 }
-
-func FuzzPVH(f *testing.F) {
-	f.Add(must(os.ReadFile("/proc/self/exe"))[:8192])
-	f.Fuzz(func(t *testing.T, vmlinux []byte) { hasPVH(bytes.NewReader(vmlinux)) })
-}

@@ -37,9 +37,6 @@ func prepare(c Config) (*machine, error) {
 	if err := checkInit(c.Init); err != nil {
 		return nil, err
 	}
-	if c.MemoryMB == 0 {
-		c.MemoryMB = 512
-	}
 	if c.Output == nil {
 		c.Output = io.Discard
 	}
@@ -52,7 +49,24 @@ func prepare(c Config) (*machine, error) {
 		kernel.Close()
 		return nil, fmt.Errorf("write initramfs: %w", err)
 	}
+	if m.MemoryMB == 0 {
+		if m.MemoryMB, err = memoryFor(m.initramfs); err != nil {
+			m.close()
+			return nil, err
+		}
+	}
 	return m, nil
+}
+
+// memoryFor is the default of Config.MemoryMB: the archive and what it is
+// unpacked to are in memory together, and a root on tmpfs takes at most half of
+// what the archive leaves.
+func memoryFor(initramfs *os.File) (int, error) {
+	info, err := initramfs.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return max(512, 256+3*int(info.Size()>>20)), nil
 }
 
 func (m *machine) close() {
@@ -85,9 +99,9 @@ func (m *machine) task() task {
 		marker: "1",
 	}
 	maps.Copy(env, m.Env)
-	t := task{Token: m.token, Args: m.Args, Dir: m.Dir}
+	t := task{Token: m.token, Args: asBytes(m.Args), Dir: m.Dir}
 	for k, v := range env {
-		t.Env = append(t.Env, k+"="+v)
+		t.Env = append(t.Env, []byte(k+"="+v))
 	}
 	if t.Dir == "" {
 		t.Dir = "/"

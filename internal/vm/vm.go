@@ -44,7 +44,7 @@ type Config struct {
 	// "module.sig_enforce=1", or "oops=panic" to end a run at its first oops.
 	Append string
 
-	MemoryMB int // default 512; Files take their size from it
+	MemoryMB int // MiB; default 512, more when Files need it
 
 	// Timeout bounds the whole run. The default is 60 s, and up to four times as much
 	// when the guest is emulated on a machine that has more to run than processors.

@@ -97,21 +97,30 @@ func fails(t *testing.T, c Config) *Error {
 	return e
 }
 
+// A program gets what Config says, byte for byte, and its exit code comes back.
 func TestArgumentsArriveExactly(t *testing.T) {
 	onEach(t, func(t *testing.T, _, image string) {
-		args := []any{"a b", `"quoted"`, "ports=1,2", "", "--", "-x", "grüße\n", `\`}
-		c := Config{Image: image, Args: []string{"self"}, Env: map[string]string{"GREETING": ` "hello", world=1 `}, Dir: "/some where"}
-		for _, a := range args {
-			c.Args = append(c.Args, a.(string))
-		}
+		args := []string{"a b", `"quoted"`, "ports=1,2", "", "--", "-x", "grüße\n", `\`, "no UTF-8: \xff"}
+		c := Config{Image: image, Init: guest, Args: append([]string{"self"}, args...), Env: map[string]string{"GREETING": ` "hello", world=1 `}, Dir: "/some where"}
 		c.Files = []File{{Guest: "/some where/x"}}
-		var got map[string]any
-		if err := json.Unmarshal([]byte(run(t, c)), &got); err != nil {
+		type start struct {
+			Args   [][]byte
+			Dir    string
+			Env    map[string]string
+			InPID1 bool
+		}
+		var got start
+		var out bytes.Buffer
+		c.Output = &out
+		if exit, err := Run(t.Context(), c); exit != 7 || err != nil {
+			t.Fatalf("exit code %d, error %v; want 7 and none", exit, err)
+		}
+		if err := json.Unmarshal(out.Bytes(), &got); err != nil {
 			t.Fatal(err)
 		}
-		want := map[string]any{
-			"args": args, "dir": "/some where", "pid1": false,
-			"env": map[string]any{"GREETING": ` "hello", world=1 `, "KMODCTL_VM": "1"},
+		want := start{
+			Args: asBytes(args), Dir: "/some where",
+			Env: map[string]string{"GREETING": ` "hello", world=1 `, "KMODCTL_VM": "1"},
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("the program was started otherwise (-want +got):\n%s", diff)
@@ -132,6 +141,7 @@ func TestFilesArrive(t *testing.T) {
 	if err := os.Symlink("/nowhere", filepath.Join(tree, "dangling")); err != nil {
 		t.Fatal(err)
 	}
+	big := sparse(t, 200) // more than a machine of 512 MiB would unpack
 	got := run(t, Config{
 		Image: image,
 		Args:  []string{"look", "/tmp", "/tmp/data", "/tool", "/lib/tree/deep/er/plain", "/lib/tree/tool", "/lib/tree/dangling", "/bin/alias"},
@@ -139,6 +149,7 @@ func TestFilesArrive(t *testing.T) {
 			{Guest: "/tmp/data", Data: []byte("\x00one\n"), Mode: 0o640},
 			{Guest: "/tool", Host: filepath.Join(tree, "tool")},
 			{Guest: "/lib/tree", Host: tree},
+			{Guest: "/big", Host: big},
 			{Guest: "/bin/alias", Link: "../tool"},
 		},
 	})
@@ -155,6 +166,29 @@ func TestFilesArrive(t *testing.T) {
 	}
 }
 
+// sparse is a file of that many MiB.
+func sparse(t *testing.T, size int64) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "sparse")
+	if err := os.WriteFile(name, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(name, size<<20); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// The kernel itself would go on with half of the files.
+func TestFilesDoNotFit(t *testing.T) {
+	t.Parallel()
+	_, image := release(t, "6.1")
+	e := fails(t, Config{Image: image, MemoryMB: 512, Files: []File{{Guest: "/big", Host: sparse(t, 200)}}, Args: []string{"exit", "0"}})
+	if e.Reason != "pid 1 of the guest: the files do not fit into its memory" {
+		t.Errorf("reason %q", e.Reason)
+	}
+}
+
 func TestOutputArrivesWhole(t *testing.T) {
 	t.Parallel()
 	_, image := release(t, "6.1")
@@ -167,17 +201,8 @@ func TestOutputArrivesWhole(t *testing.T) {
 	}
 }
 
-func TestExitCodePassesThrough(t *testing.T) {
-	t.Parallel()
-	_, image := release(t, "6.12")
-	exit, err := Run(t.Context(), Config{Image: image, Init: guest, Args: []string{"exit", "7"}})
-	if exit != 7 || err != nil {
-		t.Errorf("exit code %d, error %v; want 7 and none", exit, err)
-	}
-}
-
-// The kernel, and nothing of the guest, decides: the module comes from the
-// distribution and inserts without any other.
+// The guest is a system, with its mounts, scratch folders and an init that
+// reaps, and its kernel takes a module of the distribution without any other.
 func TestModuleIsInserted(t *testing.T) {
 	onEach(t, func(t *testing.T, release, image string) {
 		got := run(t, Config{Image: image, Args: []string{"insert", "/dummy.ko"}, Files: []File{{Guest: "/dummy.ko", Data: dummy(t, release)}}})
@@ -207,24 +232,18 @@ func dummy(t *testing.T, release string) []byte {
 	return data
 }
 
-func TestGuestIsASystem(t *testing.T) {
-	onEach(t, func(t *testing.T, _, image string) {
-		run(t, Config{Image: image, Args: []string{"system"}})
-	})
-}
-
 func TestPanicOfTheKernel(t *testing.T) {
-	onEach(t, func(t *testing.T, _, image string) {
-		e := fails(t, Config{Image: image, Args: []string{"panic"}})
-		if e.Reason != "kernel panic: sysrq triggered crash" {
-			t.Errorf("reason %q", e.Reason)
+	t.Parallel()
+	_, image := release(t, "6.12")
+	e := fails(t, Config{Image: image, Args: []string{"panic"}})
+	if e.Reason != "kernel panic: sysrq triggered crash" {
+		t.Errorf("reason %q", e.Reason)
+	}
+	for _, want := range []string{"sysrq: Trigger a crash", "Call Trace"} {
+		if !strings.Contains(e.Error(), want) {
+			t.Errorf("the console's %q is not in the error: %v", want, e)
 		}
-		for _, want := range []string{"sysrq: Trigger a crash", "Call Trace"} {
-			if !strings.Contains(e.Error(), want) {
-				t.Errorf("the console's %q is not in the error: %v", want, e)
-			}
-		}
-	})
+	}
 }
 
 func TestGuestWithoutAResult(t *testing.T) {

@@ -19,13 +19,18 @@ func main() { vm.Main(run) }
 
 func run() int {
 	switch verb, args := os.Args[1], os.Args[2:]; verb {
-	case "self": // how it was started
+	case "self": // how it was started, and an exit code
 		dir, err := os.Getwd()
 		check(err)
+		var raw [][]byte // JSON strings would lose what is no UTF-8
+		for _, a := range args {
+			raw = append(raw, []byte(a))
+		}
 		check(json.NewEncoder(os.Stdout).Encode(map[string]any{
-			"args": args, "dir": dir, "pid1": vm.InGuest(),
-			"env": map[string]string{"GREETING": os.Getenv("GREETING"), "KMODCTL_VM": os.Getenv("KMODCTL_VM")},
+			"Args": raw, "Dir": dir, "InPID1": vm.InGuest(),
+			"Env": map[string]string{"GREETING": os.Getenv("GREETING"), "KMODCTL_VM": os.Getenv("KMODCTL_VM")},
 		}))
+		return 7
 	case "exit":
 		code, err := strconv.Atoi(args[0])
 		check(err)
@@ -53,6 +58,7 @@ func run() int {
 		_, err := os.Stdout.Write(bytes.Repeat(chunk, 256))
 		check(err)
 	case "insert":
+		inspect()
 		f, err := os.Open(args[0])
 		check(err)
 		check(unix.FinitModule(int(f.Fd()), "numdummies=2", 0))
@@ -61,19 +67,6 @@ func run() int {
 		var uts unix.Utsname
 		check(unix.Uname(&uts))
 		fmt.Printf("%s on %s", bytes.TrimSpace(state), unix.ByteSliceToString(uts.Release[:]))
-	case "system": // mounts, scratch folders, an init that reaps
-		for _, name := range []string{"/proc/self/stat", "/sys/kernel/notes", "/sys/kernel/security/lsm", "/dev/kmsg", "/dev/null"} {
-			_, err := os.Stat(name)
-			check(err)
-		}
-		check(os.WriteFile("/tmp/x", nil, 0o600))
-		check(os.WriteFile("/run/x", nil, 0o600))
-		p, err := os.StartProcess("/init", []string{"/init", "orphan"}, &os.ProcAttr{})
-		check(err)
-		_, err = p.Wait()
-		check(err)
-		for others() { // the orphan, until pid 1 has reaped it
-		}
 	case "orphan":
 		_, err := os.StartProcess("/init", []string{"/init", "exit", "0"}, &os.ProcAttr{})
 		check(err)
@@ -90,6 +83,23 @@ func run() int {
 		check(unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART))
 	}
 	return 0
+}
+
+// inspect fails unless the guest has its mounts, scratch folders and an init
+// that reaps.
+func inspect() {
+	for _, name := range []string{"/proc/self/stat", "/sys/kernel/notes", "/sys/kernel/security/lsm", "/dev/kmsg", "/dev/null"} {
+		_, err := os.Stat(name)
+		check(err)
+	}
+	check(os.WriteFile("/tmp/x", nil, 0o600))
+	check(os.WriteFile("/run/x", nil, 0o600))
+	p, err := os.StartProcess("/init", []string{"/init", "orphan"}, &os.ProcAttr{})
+	check(err)
+	_, err = p.Wait()
+	check(err)
+	for others() { // the orphan, until pid 1 has reaped it
+	}
 }
 
 // others reports whether a process of this program other than pid 1 and this one
