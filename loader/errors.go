@@ -58,7 +58,7 @@ type InUseError struct {
 }
 
 func (e *InUseError) Error() string {
-	s := fmt.Sprintf("remove %s: in use", e.Module)
+	s := fmt.Sprintf("unload %s: in use", e.Module)
 	if len(e.Holders) > 0 {
 		return s + " by " + strings.Join(e.Holders, ", ")
 	}
@@ -81,9 +81,9 @@ type KernelError struct {
 func (e *KernelError) Error() string {
 	errno := strings.ToLower(e.Errno.Error())
 	if e.Op == Remove {
-		return fmt.Sprintf("remove %s: %s", e.Module, errno)
+		return fmt.Sprintf("unload %s: %s", e.Module, errno)
 	}
-	return fmt.Sprintf("insert %s: kernel %s refused the module: %s", e.Module, e.Release, errno)
+	return fmt.Sprintf("load %s: kernel %s refused the module: %s", e.Module, e.Release, errno)
 }
 
 // Unwrap lets errors.Is compare with unix.EPERM and its like.

@@ -21,7 +21,7 @@ import (
 func (l *Loader) insert(ctx context.Context, s Step) (StepResult, error) {
 	m, err := openModule(s.Path)
 	if err != nil {
-		return StepResult{}, fmt.Errorf("insert %s: %w", s.Module, err)
+		return StepResult{}, fmt.Errorf("load %s: %w", s.Module, err)
 	}
 	log := openWindow(l.Root)
 	defer log.close()
@@ -44,10 +44,10 @@ func (l *Loader) insert(ctx context.Context, s Step) (StepResult, error) {
 		return StepResult{}, refusal
 	}
 	if err != nil {
-		return StepResult{}, fmt.Errorf("insert %s: %w", s.Module, err)
+		return StepResult{}, fmt.Errorf("load %s: %w", s.Module, err)
 	}
 	if state := initstate(l.Root, m.info.Name); state != "live" {
-		return StepResult{}, fmt.Errorf("insert %s: the kernel took it, but /sys/module/%s/initstate is %q", s.Module, m.info.Name, state)
+		return StepResult{}, fmt.Errorf("load %s: the kernel took it, but /sys/module/%s/initstate is %q", s.Module, m.info.Name, state)
 	}
 	return StepResult{Step: s, Outcome: outcome, Log: lines, Notes: l.differences(m.info, s.Params)}, nil
 }

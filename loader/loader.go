@@ -98,7 +98,7 @@ func (l *Loader) step(ctx context.Context, s Step) (StepResult, error) {
 		return StepResult{Step: s, Outcome: s.Reason}, nil
 	}
 	if err := cmp.Or(l.allowed(), ctx.Err()); err != nil {
-		return StepResult{}, fmt.Errorf("%s %s: %w", s.Action, s.Module, err)
+		return StepResult{}, fmt.Errorf("%s %s: %w", map[string]string{Insert: "load", Remove: "unload"}[s.Action], s.Module, err)
 	}
 	switch s.Action {
 	case Insert:

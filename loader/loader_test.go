@@ -157,7 +157,7 @@ func TestFailedLoadIsUndone(t *testing.T) {
 		if n := len(res.Done); n != 7 || res.Done[n-1].Reason != "the load failed" {
 			b.Errorf("did %q", outcomes(res))
 		}
-		if want := "insert 8021q: kernel " + b.release + " refused the module: exec format error"; err.Error() != want {
+		if want := "load 8021q: kernel " + b.release + " refused the module: exec format error"; err.Error() != want {
 			b.Errorf("got %q, want %q", err, want)
 		}
 		if want := `the file's vermagic is "9.9 SMP", the kernel's is "6.1 SMP"`; refused.Cause != want {
@@ -286,7 +286,7 @@ func TestInitThatNeverReturns(t *testing.T) {
 		return unix.EIO
 	}
 	_, err := b.loadContext(ctx, "mrp")
-	if !errors.Is(err, context.Canceled) || err.Error() != "insert mrp: its init has not returned: context canceled" {
+	if !errors.Is(err, context.Canceled) || err.Error() != "load mrp: its init has not returned: context canceled" {
 		t.Errorf("got %v", err)
 	}
 }
@@ -340,7 +340,7 @@ func TestBadFiles(t *testing.T) {
 			if err == nil || c.want != nil && !errors.Is(err, c.want) {
 				t.Errorf("got %v, want %v", err, c.want)
 			}
-			if err != nil && (!strings.HasPrefix(err.Error(), "insert mrp: ") || strings.Count(err.Error(), path) != 1) {
+			if err != nil && (!strings.HasPrefix(err.Error(), "load mrp: ") || strings.Count(err.Error(), path) != 1) {
 				t.Errorf("%v does not name the module and, once, the file", err)
 			}
 		})
@@ -402,12 +402,12 @@ func TestRemoveAnswers(t *testing.T) {
 		calls   int
 	}{
 		{"gone already", func(b *bench) { b.Before = func(string, string) error { return unix.ENOENT } }, "not loaded", "", "", 1},
-		{"opened meanwhile", func(b *bench) { b.Use("mrp", 2) }, "", "remove mrp: in use by something that is not a module (refcnt 2)", "", 1},
+		{"opened meanwhile", func(b *bench) { b.Use("mrp", 2) }, "", "unload mrp: in use by something that is not a module (refcnt 2)", "", 1},
 		{"used meanwhile", func(b *bench) {
 			b.Kernel.Write("sys/module/mrp/holders/8021q", "")
 			b.Kernel.Write("sys/module/mrp/refcnt", "1\n")
 			b.Before = func(string, string) error { return unix.EAGAIN }
-		}, "", "remove mrp: in use by 8021q", "", 1},
+		}, "", "unload mrp: in use by 8021q", "", 1},
 		{"just closed", func(b *bench) {
 			first := true
 			b.Before = func(string, string) error {
@@ -418,15 +418,15 @@ func TestRemoveAnswers(t *testing.T) {
 				return nil
 			}
 		}, "removed", "", "", 2},
-		{"no exit function", func(b *bench) { b.Pin("mrp") }, "", "remove mrp: device or resource busy", "it has no exit function, so that only a reboot removes it", 1},
+		{"no exit function", func(b *bench) { b.Pin("mrp") }, "", "unload mrp: device or resource busy", "it has no exit function, so that only a reboot removes it", 1},
 		{"in its init", func(b *bench) {
 			b.Kernel.Write("sys/module/mrp/initstate", "coming\n")
 			b.Before = func(string, string) error { return unix.EBUSY }
-		}, "", "remove mrp: device or resource busy", "its init has not returned", 1},
+		}, "", "unload mrp: device or resource busy", "its init has not returned", 1},
 		{"disabled", func(b *bench) { b.Kernel.Write("proc/sys/kernel/modules_disabled", "1\n") }, "",
-			"remove mrp: kernel.modules_disabled is 1: until the next boot nothing can be loaded or removed", "", 0},
+			"unload mrp: kernel.modules_disabled is 1: until the next boot nothing can be loaded or removed", "", 0},
 		{"no modules", func(b *bench) { b.Before = func(string, string) error { return unix.ENOSYS } }, "",
-			"remove mrp: this kernel has no module support (a container or VPS that shares its host's kernel?)", "", 1},
+			"unload mrp: this kernel has no module support (a container or VPS that shares its host's kernel?)", "", 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := newBench(t, installed(t)[0])

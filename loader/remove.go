@@ -24,11 +24,11 @@ func (l *Loader) remove(ctx context.Context, s Step) (StepResult, error) {
 	lines := log.lines(s.Module, false)
 	switch errno := unix.Errno(0); {
 	case err == nil && initstate(l.Root, s.Module) == "live":
-		return StepResult{}, fmt.Errorf("remove %s: the kernel removed it, but it is live: something loaded it again", s.Module)
+		return StepResult{}, fmt.Errorf("unload %s: the kernel removed it, but it is live: something loaded it again", s.Module)
 	case err == nil:
 		return StepResult{Step: s, Outcome: Removed, Log: lines}, nil
 	case errors.Is(err, unix.ENOSYS):
-		return StepResult{}, fmt.Errorf("remove %s: %w", s.Module, ErrNoModules)
+		return StepResult{}, fmt.Errorf("unload %s: %w", s.Module, ErrNoModules)
 	case errors.Is(err, unix.EAGAIN):
 		return StepResult{}, &InUseError{Module: s.Module, Holders: l.holders(s.Module), Refcnt: l.refcnt(s.Module)}
 	case errors.As(err, &errno):
@@ -38,7 +38,7 @@ func (l *Loader) remove(ctx context.Context, s Step) (StepResult, error) {
 		}
 		return StepResult{}, refusal
 	}
-	return StepResult{}, fmt.Errorf("remove %s: %w", s.Module, err)
+	return StepResult{}, fmt.Errorf("unload %s: %w", s.Module, err)
 }
 
 // goneRetries are the pauses before a removal that gave EAGAIN is tried again,

@@ -16,11 +16,11 @@ func PlanUnload(name string, withUnused bool, st *State) (*Plan, error) {
 	m, ok := st.Find(name)
 	switch {
 	case !ok && st.isBuiltin(name):
-		return nil, fmt.Errorf("remove %s: %w", name, ErrBuiltin)
+		return nil, fmt.Errorf("unload %s: %w", name, ErrBuiltin)
 	case !ok:
 		return &Plan{Steps: []Step{{Action: None, Module: name, Reason: "not loaded"}}}, nil
 	case m.Permanent:
-		return nil, fmt.Errorf("remove %s: %w", name, ErrPermanent)
+		return nil, fmt.Errorf("unload %s: %w", name, ErrPermanent)
 	case len(m.Holders) > 0 || m.Refcnt > 0:
 		return nil, &InUseError{Module: name, Holders: m.Holders, Refcnt: m.Refcnt}
 	}

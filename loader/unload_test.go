@@ -58,8 +58,8 @@ func TestPlanUnload(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{
-		"low":  "remove low: in use by top_mod, mid",
-		"busy": "remove busy: in use by something that is not a module (refcnt 1)",
+		"low":  "unload low: in use by top_mod, mid",
+		"busy": "unload busy: in use by something that is not a module (refcnt 1)",
 	} {
 		_, err := loader.PlanUnload(name, true, st)
 		var inUse *loader.InUseError

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -48,8 +49,11 @@ func (e *env) build(ctx context.Context, args, releases []string, install bool) 
 			manifests[arg] = m
 		}
 	}
-	kernels, err := e.buildable(releases)
+	kernels, note, err := e.buildable(releases)
 	if err != nil {
+		if len(args)+len(releases) == 0 && e.nothingRegistered(ctx) {
+			return nil // a machine without kernels and without modules is well
+		}
 		return err
 	}
 	if e.dryRun {
@@ -82,9 +86,16 @@ func (e *env) build(ctx context.Context, args, releases []string, install bool) 
 			return err
 		}
 	}
+	if len(sources) == 0 {
+		e.say("nothing to do: nothing is registered")
+		return nil
+	}
 	steps, err := j.plan(sources, kernels)
 	if err != nil {
 		return err
+	}
+	if note != "" && slices.ContainsFunc(steps, func(s build.Step) bool { return s.Action == build.ActionBuild }) {
+		e.say("%s", note)
 	}
 	if err := j.buildAll(ctx, sources, steps); err != nil {
 		return err
@@ -113,41 +124,44 @@ func count(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
+// nothingRegistered reports whether there is no package at all.
+func (e *env) nothingRegistered(ctx context.Context) bool {
+	reg, err := e.reader(ctx)
+	if err != nil {
+		return false
+	}
+	defer reg.Close()
+	sources, err := reg.Sources()
+	return err == nil && len(sources) == 0
+}
+
 // buildable are the kernels to build for. One that is named and cannot be built
-// for is an error; else those without headers are passed over, and the running
-// one is told of, since its user may wait for a module there.
-func (e *env) buildable(releases []string) ([]kernel.Release, error) {
+// for is an error; else those without headers are passed over, and note tells of
+// the running one, since its user may wait for a module there.
+func (e *env) buildable(releases []string) (with []kernel.Release, note string, err error) {
 	all, err := e.kernels(releases)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	var with []kernel.Release
-	var running *kernel.Release
+	if len(all) == 0 {
+		return nil, "", fmt.Errorf("find kernels: none in /lib/modules or /usr/src of %s", e.root)
+	}
+	lacking := all[len(all)-1]
 	for _, k := range all {
-		if k.Tree != nil {
+		switch {
+		case k.Tree != nil:
 			with = append(with, k)
-			continue
-		}
-		if len(releases) > 0 {
-			return nil, missingHeaders{k}
-		}
-		if k.Running {
-			running = &k
+		case len(releases) > 0:
+			return nil, "", missingHeaders{k}
+		case k.Running:
+			lacking = k
+			note = missingHeaders{k}.what() + "; going on with the kernels that can be built for"
 		}
 	}
-	switch {
-	case len(with) == 0 && len(all) > 0:
-		newest := all[len(all)-1]
-		if running != nil {
-			newest = *running
-		}
-		return nil, missingHeaders{newest}
-	case len(with) == 0:
-		return nil, fmt.Errorf("find kernels: none in /lib/modules or /usr/src of %s", e.root)
-	case running != nil:
-		e.say("%s; going on with the %s that can be built for", missingHeaders{*running}.what(), count(len(with), "kernel"))
+	if len(with) == 0 {
+		return nil, "", missingHeaders{lacking}
 	}
-	return with, nil
+	return with, note, nil
 }
 
 // add puts the folder into the registry, unless the same is there already.

@@ -12,19 +12,35 @@ import (
 	"kmodctl/registry"
 )
 
-// Exit codes, the contract of docs/cli.md. TestExitCodes holds the table.
+// Exit codes: a contract with scripts. exitTable tells them to docs/cli.md.
 const (
-	exitDone        = 0   // done, or nothing to do
-	exitFailed      = 1   // failed
-	exitUsage       = 2   // the command line is wrong
-	exitPartly      = 3   // some of several failed
-	exitNotFound    = 4   // no such package, module, kernel or file
-	exitBusy        = 5   // another kmodctl holds the registry
-	exitBuild       = 6   // a build failed
-	exitRefused     = 7   // the kernel or a policy refused
-	exitInterrupted = 130 // SIGINT
-	exitTerminated  = 143 // SIGTERM
+	exitDone        = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitPartly      = 3
+	exitNotFound    = 4
+	exitBusy        = 5
+	exitBuild       = 6
+	exitRefused     = 7
+	exitInterrupted = 130
+	exitTerminated  = 143
 )
+
+var exitTable = []struct {
+	code    int
+	meaning string
+}{
+	{exitDone, "done, or nothing to do"},
+	{exitFailed, "failed"},
+	{exitUsage, "the command line is wrong"},
+	{exitPartly, "some of several failed"},
+	{exitNotFound, "no such package, module or kernel"},
+	{exitBusy, "another kmodctl is at work (reserved: today it is waited for)"},
+	{exitBuild, "a build failed"},
+	{exitRefused, "the kernel or a policy refused"},
+	{exitInterrupted, "interrupted (SIGINT)"},
+	{exitTerminated, "terminated (SIGTERM)"},
+}
 
 // usageError is a command line that cannot be carried out as written.
 type usageError struct{ text string }
@@ -55,6 +71,7 @@ func exitCode(err error) int {
 		kbuild   *build.Error
 		refused  *loader.KernelError
 		inUse    *loader.InUseError
+		guest    guestFailed
 	)
 	switch {
 	case err == nil:
@@ -71,8 +88,11 @@ func exitCode(err error) int {
 		return exitNotFound
 	case errors.As(err, &kbuild):
 		return exitBuild
+	case errors.As(err, &guest):
+		return guest.code
 	case errors.As(err, &refused), errors.As(err, &inUse), errors.Is(err, loader.ErrNoModules),
-		errors.Is(err, loader.ErrNoCapability), errors.Is(err, loader.ErrModulesDisabled), errors.Is(err, loader.ErrPermanent):
+		errors.Is(err, loader.ErrNoCapability), errors.Is(err, loader.ErrModulesDisabled), errors.Is(err, loader.ErrPermanent),
+		errors.Is(err, loader.ErrBuiltin):
 		return exitRefused
 	}
 	return exitFailed

@@ -54,7 +54,7 @@ func TestHints(t *testing.T) {
 		err  error
 		want string
 	}{
-		{&registry.NotFoundError{Name: "helo", Near: []string{"hello"}}, "did you mean hello"},
+		{&registry.NotFoundError{Name: "helo", Near: []string{"hello"}}, "hello (the nearest name)"},
 		{&registry.NotFoundError{Name: "x"}, "kmodctl add DIR"},
 		{&kernel.NotFoundError{Name: "6.1"}, "kmodctl kernels"},
 		{&build.ManifestError{}, "docs/manifest.md"},

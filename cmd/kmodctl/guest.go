@@ -75,6 +75,10 @@ func (e *env) guest(ctx context.Context, args []string) error {
 			return loader.PlanUnload(name, true, st)
 		}))
 	}
+	var refused *loader.KernelError
+	if errors.As(err, &refused) {
+		refused.Log = nil // it has been printed as it came
+	}
 	bad, logErr := log.finish()
 	if err = errors.Join(err, logErr); err == nil && bad != "" {
 		err = fmt.Errorf("the kernel complained: %s", bad)
@@ -116,7 +120,8 @@ func followKernelLog(out io.Writer) (*kernelLog, error) {
 	return k, nil
 }
 
-// lastRecord is written to the log to know that all before it has been read.
+// lastRecord is written to the log to know that all before it has been read. It
+// needs its newline: a record without one is not shown until the next comes.
 const lastRecord = "kmodctl: end of the run"
 
 func (k *kernelLog) follow() error {
@@ -143,7 +148,7 @@ func (k *kernelLog) follow() error {
 
 // finish waits for all that was logged so far and returns the first complaint.
 func (k *kernelLog) finish() (string, error) {
-	if _, err := syscall.Write(k.fd, []byte("<6>"+lastRecord)); err != nil {
+	if _, err := syscall.Write(k.fd, []byte("<6>"+lastRecord+"\n")); err != nil {
 		return "", fmt.Errorf("write /dev/kmsg: %w", err)
 	}
 	err := <-k.end

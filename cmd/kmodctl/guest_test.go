@@ -22,6 +22,7 @@ import (
 const (
 	guestBinary  = "/bin/kmodctl"
 	guestForeign = "/foreign" // modules that must not load
+	jsonMark     = "JSON "    // begins a line with a document that a command printed
 )
 
 // onRealKernels boots each release with the machine that TestMainJob built, and
@@ -55,6 +56,11 @@ func onRealKernels(t *testing.T, root string, rels []string) {
 				t.Fatalf("%v\n%s\n%s", err, out.String(), console.String())
 			}
 			t.Logf("%s", out.String())
+			for line := range strings.Lines(out.String()) {
+				if doc, ok := strings.CutPrefix(line, jsonMark); ok {
+					checkDocumented(t, doc)
+				}
+			}
 			if code != 0 {
 				t.Errorf("exit %d", code)
 			}
@@ -122,7 +128,12 @@ func (g *guest) command(code int, cmd *exec.Cmd) result {
 		return result{}
 	}
 	r := result{cmd.ProcessState.ExitCode(), out.String(), stderr.String()}
-	fmt.Printf("$ %s\n%s%s", strings.Join(cmd.Args, " "), r.out, r.stderr)
+	var compact bytes.Buffer
+	if json.Compact(&compact, out.Bytes()) == nil {
+		fmt.Printf("$ %s\n%s%s\n%s", strings.Join(cmd.Args, " "), jsonMark, compact.Bytes(), r.stderr)
+	} else {
+		fmt.Printf("$ %s\n%s%s", strings.Join(cmd.Args, " "), r.out, r.stderr)
+	}
 	if r.code != code {
 		g.errorf("%s: exit %d, want %d", strings.Join(cmd.Args, " "), r.code, code)
 	}
@@ -214,7 +225,9 @@ func guestChecks() int {
 }
 
 func (g *guest) stack(string) {
-	g.run(0, "load", "stack_user")
+	g.run(0, "load", "stack_user", "--dry-run", "--json")
+	g.wantLive()
+	g.run(0, "load", "stack_user", "--json")
 	g.wantLive("stack", "stack_user")
 	g.says(g.run(exitRefused, "unload", "stack"), "stack_user")
 	g.says(g.run(0, "load", "stack_user"), "already live")
@@ -247,6 +260,7 @@ func (g *guest) params(string) {
 func (g *guest) hello(string) {
 	g.says(g.run(0, "load", "hello"), "hello: module loaded")
 	g.says(g.run(0, "unload", "hello"), "hello: module unloaded")
+	g.run(0, "log", "--dmesg", "hello", "--json")
 	if out := g.run(0, "log", "--dmesg", "hello").out; !strings.Contains(out, "hello: module loaded\n") || !strings.Contains(out, "hello: module unloaded\n") {
 		g.errorf("log --dmesg does not have both lines")
 	}
@@ -327,13 +341,14 @@ func (g *guest) refusals(release string) {
 	r := g.run(exitRefused, "load", guestForeign+"/other-release.ko")
 	g.says(r, "kernel "+release+" refused", "exec format error", "kernel log: ", "why:  ", "built for 6.", "try:  ", "kmodctl build hello -k "+release)
 	for file, text := range map[string]string{
-		"truncated.ko": "truncated", "not-elf.ko": "not an ELF", "other-arch.ko": "aarch64",
-		"empty.ko": "empty", "no-module.ko": "not a kernel module",
+		"truncated.ko": "truncated", "not-elf.ko": "not an ELF file", "empty.ko": "empty",
+		"no-module.ko": "not a kernel module",
 	} {
 		r := g.run(exitFailed, "load", filepath.Join(guestForeign, file))
 		g.says(r, file, text)
 	}
-	g.says(g.run(exitNotFound, "load", "helo"), "helo", "hello")
+	g.says(g.run(exitRefused, "load", guestForeign+"/other-arch.ko"), "kernel log: ", "another processor architecture")
+	g.says(g.run(exitNotFound, "load", "helo"), "helo", "hello (the nearest name)")
 	g.wantLive()
 }
 

@@ -65,22 +65,18 @@ func hints(err error) []string {
 		unbuilt  notBuilt
 		exit     *exec.Error
 	)
-	nearest := func(near []string, command string) []string {
-		var out []string
-		for _, n := range near {
-			out = append(out, command+n)
-		}
-		return out
-	}
 	switch {
 	case errors.As(err, &noSource) && len(noSource.Near) > 0:
-		return nearest(noSource.Near, "did you mean ")
+		if noSource.Version != "" {
+			return nearest(noSource.Name+"@", noSource.Near)
+		}
+		return nearest("", noSource.Near)
 	case errors.As(err, &noSource):
 		return []string{"kmodctl add DIR (a folder that holds a kmod.toml)", "kmodctl status (what is registered)"}
 	case errors.As(err, &noKernel):
-		return append(nearest(noKernel.Near, "did you mean "), "kmodctl kernels")
+		return append(nearest("-k ", noKernel.Near), "kmodctl kernels (what this machine has)")
 	case errors.As(err, &noModule):
-		return append(nearest(noModule.Near, "did you mean "), "kmodctl build "+noModule.Name+" -k "+noModule.Release+" (when a registered package provides it)")
+		return append(nearest("", noModule.Near), "kmodctl status (what is built for "+noModule.Release+")")
 	case errors.As(err, &missing):
 		return missing.remedies()
 	case errors.As(err, &manifest):
@@ -91,8 +87,11 @@ func hints(err error) []string {
 		return []string{"kmodctl build " + unbuilt.name}
 	case errors.As(err, &kbuild):
 		return []string{fmt.Sprintf("kmodctl log %s -k %s", kbuild.Package, kbuild.Release)}
-	case errors.As(err, &refused) && refused.BuiltFor != "" && refused.BuiltFor != refused.Release:
-		return []string{fmt.Sprintf("kmodctl build %s -k %s", refused.Module, refused.Release)}
+	case errors.As(err, &refused):
+		if refused.BuiltFor != "" && refused.BuiltFor != refused.Release {
+			return []string{fmt.Sprintf("kmodctl build %s -k %s", refused.Module, refused.Release)}
+		}
+		return nil // the cause says it
 	case errors.As(err, &inUse):
 		if len(inUse.Holders) > 0 {
 			return []string{"kmodctl unload " + strings.Join(inUse.Holders, " ")}
@@ -120,6 +119,14 @@ func hints(err error) []string {
 		return []string{"run it as root: sudo kmodctl ..."}
 	}
 	return nil
+}
+
+// nearest are names that may have been meant.
+func nearest(prefix string, names []string) (lines []string) {
+	for _, n := range names {
+		lines = append(lines, prefix+n+" (the nearest name)")
+	}
+	return lines
 }
 
 // missingHeaders is a build for a kernel that cannot be built for.

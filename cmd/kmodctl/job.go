@@ -25,6 +25,8 @@ type job struct {
 	errs  []error         // of the steps that failed: each has been reported
 	stale map[string]bool // package and release whose build failed: what is installed stays
 	done  int             // steps that changed something
+
+	folders map[string]string // folders inside the root: their host paths
 }
 
 // fail reports a step that failed and lets the others go on.
@@ -284,7 +286,7 @@ func (j *job) cannotInstall() string {
 }
 
 // inPlace reports whether what is installed is art, as far as a look at the rows
-// and the files' sizes can tell; Verify and status read them.
+// and the files' sizes can tell; status reads the files too.
 func (j *job) inPlace(art registry.Artifact, installs []registry.Install) bool {
 	in := map[string]registry.Install{}
 	for _, i := range installs {
@@ -300,13 +302,25 @@ func (j *job) inPlace(art registry.Artifact, installs []registry.Install) bool {
 		if !ok || i.Artifact != art.Digest {
 			return false
 		}
-		path, err := j.root.Path(i.Path)
-		if err != nil {
-			return false
-		}
-		if info, err := os.Lstat(path); err != nil || info.Size() != i.Size {
+		if info, err := os.Lstat(filepath.Join(j.folder(filepath.Dir(i.Path)), filepath.Base(i.Path))); err != nil || info.Size() != i.Size {
 			return false
 		}
 	}
 	return true
+}
+
+// folder resolves a folder inside the root, once: packages share a few.
+func (j *job) folder(name string) string {
+	if path, ok := j.folders[name]; ok {
+		return path
+	}
+	path, err := j.root.Path(name)
+	if err != nil {
+		path = filepath.Join(string(j.root), name) // what is not there has no files
+	}
+	if j.folders == nil {
+		j.folders = map[string]string{}
+	}
+	j.folders[name] = path
+	return path
 }

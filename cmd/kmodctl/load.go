@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -160,18 +161,35 @@ func (e *env) act(ctx context.Context, plan *loader.Plan) error {
 	l := loader.New()
 	result, err := l.Run(ctx, plan)
 	for _, done := range result.Done {
-		e.say("%s: %s (%s)", done.Step.Module, done.Outcome, done.Step.Reason)
+		line := done.Module + ": " + done.Outcome
+		if done.Reason != done.Outcome && done.Reason != "asked" {
+			line += " (" + done.Reason + ")"
+		}
+		e.say("%s", line)
 		for _, line := range done.Log {
 			e.say("  kernel log: %s", line)
 		}
 	}
-	for _, note := range plan.Notes {
+	for _, note := range notes(plan, result) {
 		e.say("note: %s", note)
 	}
 	if err == nil && e.json {
 		return e.document("result", result)
 	}
 	return err
+}
+
+// notes are what a plan and its steps have to remark, each once.
+func notes(plan *loader.Plan, result loader.Result) []string {
+	all := slices.Clone(plan.Notes)
+	for _, done := range result.Done {
+		for _, n := range done.Notes {
+			if !slices.Contains(all, n) {
+				all = append(all, n)
+			}
+		}
+	}
+	return all
 }
 
 func cmdUnload(e *env) *cli.Command {
