@@ -55,6 +55,9 @@ func (e *env) install(ctx context.Context, args, releases []string) error {
 			if err != nil {
 				return err
 			}
+			if ok && k.Modules == "" && len(releases) > 0 {
+				return fmt.Errorf("install %s: kernel %s has headers only, no /lib/modules/%s", arg, k.Name, k.Name)
+			}
 			if ok && e.dryRun {
 				fmt.Fprintf(e.out, "install %s %s for %s\n", src.Name, src.Version, k.Name)
 			}
@@ -143,7 +146,7 @@ func (e *env) uninstall(ctx context.Context, args, releases []string) error {
 			continue
 		}
 		if _, err := reg.Uninstall(ctx, release, byRelease[release]); err != nil {
-			j.fail(fmt.Errorf("uninstall for %s: %w", release, err))
+			j.fail(err)
 			continue
 		}
 		e.changed("uninstalled %s for %s", strings.Join(byRelease[release], ", "), release)

@@ -50,10 +50,13 @@ func (j *job) tool(path string) (string, error) {
 		return identity, err
 	}
 	identity, err := build.ToolIdentity(path)
-	if err == nil && !j.dryRun {
-		err = j.reg.PutTool(path, identity)
+	if err != nil {
+		return "", err
 	}
-	return identity, err
+	if err := j.reg.PutTool(path, identity); err != nil && !errors.Is(err, registry.ErrReadOnly) {
+		return "", err
+	}
+	return identity, nil
 }
 
 // plan decides what is to be done for each source and kernel.
@@ -243,6 +246,12 @@ func (j *job) installAll(ctx context.Context, sources []registry.Source, kernels
 		if len(due) == 0 {
 			continue
 		}
+		if k.Modules == "" { // its headers came first: the kernel's own hook will install
+			if j.done > 0 || j.verbose {
+				j.say("%s is not installed yet, only its headers: %s kept in the registry", k.Name, strings.Join(names(due), ", "))
+			}
+			continue
+		}
 		if why := j.cannotInstall(); why != "" {
 			for _, art := range due {
 				for _, m := range art.Modules {
@@ -258,7 +267,7 @@ func (j *job) installAll(ctx context.Context, sources []registry.Source, kernels
 			return context.Cause(ctx)
 		}
 		if err != nil {
-			j.fail(fmt.Errorf("install for %s: %w", k.Name, err))
+			j.fail(err)
 			continue
 		}
 		if len(res.Changes) > 0 {

@@ -232,7 +232,7 @@ func TestKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	must(t, "--root", root, "build", stack)
+	must(t, "--root", root, "build", stack, "-k", rels[0])
 	whole := time.Since(start)
 	checkInstalled(t, root, rels, want)
 
@@ -245,24 +245,33 @@ func TestKill(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	finished := 0
 	for i := range rounds {
-		changeByte(t, filepath.Join(stack, "stack_user.c"))
-		cmd := exec.Command(path, "--root", root, "build", stack)
+		args, length := []string{"build", stack, "-k", rels[0]}, whole
+		switch i % 4 {
+		case 1:
+			args, length = []string{"uninstall", "stack"}, whole/8
+		case 3:
+			must(t, "--root", root, "uninstall", "stack")
+			args, length = []string{"install", "stack"}, whole/8
+		default:
+			changeByte(t, filepath.Join(stack, "stack_user.c"))
+		}
+		cmd := exec.Command(path, append([]string{"--root", root}, args...)...)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
 		// The moment is random, not a wait for something to be ready.
-		after := time.Duration(random.Int64N(int64(whole) * 11 / 10))
+		after := time.Duration(random.Int64N(int64(length)))
 		timer := time.AfterFunc(after, func() { cmd.Process.Kill() })
 		if cmd.Wait() == nil {
 			finished++
 		}
 		timer.Stop()
 		if r := kmodctl(t, "--root", root, "install", "stack"); r.code != 0 {
-			t.Fatalf("round %d, killed after %v: install: exit %d: %s", i, after, r.code, r.stderr)
+			t.Fatalf("round %d, %s killed after %v: install: exit %d: %s", i, args[0], after, r.code, r.stderr)
 		}
 		checkKilled(t, root, rels, want)
 		if t.Failed() {
-			t.Fatalf("round %d, killed after %v", i, after)
+			t.Fatalf("round %d, %s killed after %v", i, args[0], after)
 		}
 	}
 	t.Logf("%d of %d were killed", rounds-finished, rounds)
@@ -371,7 +380,7 @@ func TestInterrupt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path, "--root", root, "build", src)
+	cmd := exec.Command(path, "--root", root, "build", src, "-k", rels[0])
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -250,6 +250,7 @@ func (e *env) boot(ctx context.Context, image string, k kernel.Release, art regi
 	start := time.Now()
 	code, err := vm.Run(ctx, vm.Config{
 		Image: image, Init: self, Args: args, Files: files, Timeout: timeout, Output: e.out,
+		Append: "oops=panic", // an oops in a module's init would hang the guest's program
 	})
 	if err != nil {
 		return fmt.Errorf("run %s on %s: %w", art.Package, k.Name, err)
