@@ -6,9 +6,9 @@ import (
 	"io"
 	"os"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // telling finds, in what a build prints, the line that says why it failed.
@@ -18,27 +18,27 @@ type telling struct {
 }
 
 // Lines that name a cause, in the words of the programs that print them.
-var tellingLines = []*regexp.Regexp{
-	regexp.MustCompile(`^\S.*?:\d+(:\d+)?: (fatal )?error: `),                 // gcc, clang
-	regexp.MustCompile(`^\S*(gcc|cc1|clang|ld|objtool)\S*: (fatal )?error: `), // a driver, ld.lld
-	regexp.MustCompile(`^\S+\.[sS]:\d+: Error: `),                             // as
-	regexp.MustCompile(`^ERROR: `),                                            // modpost, which says its name since 5.8
-	regexp.MustCompile(`undefined reference to `),                             // ld
-	regexp.MustCompile(`^\S*ld(\.bfd|\.lld)?: .*(cannot find|No such file|unrecognized|multiple definition)`),
-	regexp.MustCompile(`\*\*\* .*  Stop\.$`), // make: no rule, missing separator
-	regexp.MustCompile(`^configure: error: `),
-	regexp.MustCompile(`^patch: \*\*\*\* `),
-	regexp.MustCompile(`^Hunk #\d+ FAILED at `),
-	regexp.MustCompile(`^can't find file to patch `),
-}
+var tellingLines = anyOf(
+	`^\S.*?:\d+(:\d+)?: (fatal )?error: `,                 // gcc, clang
+	`^\S*(gcc|cc1|clang|ld|objtool)\S*: (fatal )?error: `, // a driver, ld.lld
+	`^\S+\.[sS]:\d+: Error: `,                             // as
+	`^ERROR: `,                                            // modpost, which says its name since 5.8
+	`undefined reference to `,                             // ld
+	`^\S*ld(\.bfd|\.lld)?: .*(cannot find|No such file|unrecognized|multiple definition)`,
+	`\*\*\* .*  Stop\.$`, // make: no rule, missing separator
+	`^configure: error: `,
+	`^patch: \*\*\*\* `,
+	`^Hunk #\d+ FAILED at `,
+	`^can't find file to patch `,
+)
 
 // Lines that may name it: a missing program does not always end a build, and
 // make's last words name only what was not made.
-var likelyLines = []*regexp.Regexp{
-	regexp.MustCompile(`^(/bin/)?(sh|bash|dash): .*(not found|Permission denied|No such file)`),
-	regexp.MustCompile(`^\S+: \d+: .*(not found|Permission denied)$`), // a script, in dash's words
-	regexp.MustCompile(`^\S*make(\[\d+\])?: \*\*\* `),
-}
+var likelyLines = anyOf(
+	`^(/bin/)?(sh|bash|dash): .*(not found|Permission denied|No such file)`,
+	`^\S+: \d+: .*(not found|Permission denied)$`, // a script, in dash's words
+	`^\S*make(\[\d+\])?: \*\*\* `,
+)
 
 const lineLen = 400 // of a line that goes into an error, in bytes
 
@@ -47,15 +47,16 @@ func (t *telling) read(line string) {
 	if t.line != "" {
 		return
 	}
-	if matchesAny(tellingLines, line) {
+	if tellingLines().MatchString(line) {
 		t.line = line
-	} else if t.likely == "" && matchesAny(likelyLines, line) {
+	} else if t.likely == "" && likelyLines().MatchString(line) {
 		t.likely = line
 	}
 }
 
-func matchesAny(res []*regexp.Regexp, line string) bool {
-	return slices.ContainsFunc(res, func(re *regexp.Regexp) bool { return re.MatchString(line) })
+// anyOf is compiled when the first log is read: most commands read none.
+func anyOf(patterns ...string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(strings.Join(patterns, "|")) })
 }
 
 var position = regexp.MustCompile(`^([^\s:]+):(\d+)(:\d+)?: `)
