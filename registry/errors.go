@@ -6,10 +6,10 @@ import (
 	"strings"
 )
 
-// ErrNoDepmod: no depmod(8) on PATH, /sbin or /usr/sbin.
+// ErrNoDepmod says that no depmod(8) is on PATH, in /sbin or /usr/sbin.
 var ErrNoDepmod = errors.New("depmod is not on this machine")
 
-// ErrReadOnly: the registry was opened for reading.
+// ErrReadOnly says that the registry was opened for reading.
 var ErrReadOnly = errors.New("the registry is open for reading only")
 
 // NotFoundError says that no source has this name, or none this version.
