@@ -43,7 +43,7 @@ unit:
 	CGO_ENABLED=1 $(GO) test -race -short $$($(GO) list ./... | grep -v -e /internal/vm -e /cmd/)
 
 oracle:
-	CGO_ENABLED=0 $(GO) test -run Oracle -v ./internal/ko ./loader
+	CGO_ENABLED=0 $(GO) test -run 'Oracle|EqualModprobe' -v ./internal/ko ./loader
 
 # The seeds run with the unit tests; this looks for new inputs.
 FUZZTIME ?= 5s

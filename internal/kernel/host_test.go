@@ -21,7 +21,7 @@ func onHost(t *testing.T, series string) Release {
 			return r
 		}
 	}
-	t.Fatalf("no kernel %s* with headers in /lib/modules: apt install linux-image-amd64 linux-headers-amd64 (of Debian 12 and of its backports)", series)
+	t.Fatalf("no kernel %s* with headers in /lib/modules: .ci/setup test", series)
 	return Release{}
 }
 
