@@ -3,8 +3,10 @@ package build
 import (
 	"encoding/json"
 	"errors"
+	"math"
 	"os"
 	"runtime"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -31,8 +33,7 @@ func Stage() {
 	}
 	// Credentials and the death signal belong to a thread, and exec keeps those of the one that calls.
 	runtime.LockOSThread()
-	unix.CloseOnExec(lifeFD)
-	unix.CloseOnExec(statusFD)
+	closeOnExec()
 	var w wall
 	err := failed("read the wall", json.Unmarshal([]byte(os.Args[1]), &w))
 	if err == nil {
@@ -41,6 +42,22 @@ func Stage() {
 	report, _ := json.Marshal(err)
 	unix.Write(statusFD, report)
 	os.Exit(126)
+}
+
+// closeOnExec keeps every descriptor but the standard ones from the source's code:
+// beside ours there may be those that whoever called kmodctl left open.
+func closeOnExec() {
+	const first = lifeFD
+	if unix.CloseRange(first, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return
+	}
+	// Before Linux 5.11.
+	open, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range open {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd >= first {
+			unix.CloseOnExec(fd)
+		}
+	}
 }
 
 // enter goes through the wall; it returns only when that fails, a *setupError.

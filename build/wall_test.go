@@ -106,6 +106,28 @@ func TestRunAsUser(t *testing.T) {
 	}
 }
 
+// What whoever called kmodctl left open (dpkg, debconf, a root shell) is not the
+// source's to read.
+func TestRunInheritsNothing(t *testing.T) {
+	k := series(t, "6.1.")
+	secret, err := os.OpenFile(filepath.Join(t.TempDir(), "secret"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer secret.Close()
+	files := helloTree(t)
+	files["Kbuild"] = "$(info open: $(shell ls -l /proc/self/fd))\nobj-m := hello.o\n"
+	cmd := helperCommand(t.Context(), tree(t, files), k.Name)
+	cmd.ExtraFiles = []*os.File{secret, secret, secret, secret, secret}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if !bytes.Contains(out, []byte("open: total")) || bytes.Contains(out, []byte("secret")) {
+		t.Errorf("the source's code sees the caller's file:\n%s", out)
+	}
+}
+
 // Where the kernel grants no namespaces the build goes on without, says so, and is
 // still not root's; a kernel under --root cannot be built for at all.
 func TestRunWithoutNamespaces(t *testing.T) {
