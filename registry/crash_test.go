@@ -367,6 +367,15 @@ func TestRegistryDiskFull(t *testing.T) {
 	}
 }
 
+// A disk without any room does not keep a writer out: it may want to free some.
+func TestOpenWriterDiskFull(t *testing.T) {
+	dir := t.TempDir()
+	smallDisk(t, dir, 1<<20)
+	must(t, writer(t, dir, "/").Close())
+	leave(t, dir, 0)
+	must(t, writer(t, dir, "/").Close())
+}
+
 func TestModulesReadOnly(t *testing.T) {
 	root := newRoot(t)
 	mods := filepath.Join(string(root), modulesPath(release))

@@ -1,30 +1,35 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-const lockFile = "lock"
+const (
+	lockFile   = "lock"   // 0600: whoever can open a file can flock(2) it, and hang us
+	writerFile = "writer" // 0644: names the writer; nobody locks it
+)
 
 // acquire takes the writer's lock, an flock(2) on the lock file, and leaves our
-// name in it. flock belongs to the open file, not to the process: a depmod that
-// inherits the descriptor holds the lock on when we are killed.
+// name beside it. flock belongs to the open file, not to the process: a depmod
+// that inherits the descriptor holds the lock on when we are killed.
 func acquire(ctx context.Context, tree *os.Root, o WriterOptions) (*os.File, error) {
-	f, err := tree.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := tree.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
+	err = errors.Join(f.Chmod(0o600), flock(f, unix.LOCK_EX|unix.LOCK_NB))
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		if o.Waiting != nil {
-			o.Waiting(holder(f))
+			o.Waiting(holder(tree))
 		}
 		taken := make(chan error, 1)
 		go func() { taken <- flock(f, unix.LOCK_EX) }()
@@ -32,11 +37,11 @@ func acquire(ctx context.Context, tree *os.Root, o WriterOptions) (*os.File, err
 		case err = <-taken:
 		case <-ctx.Done():
 			go func() { <-taken; f.Close() }() // a blocked flock cannot be called off
-			return nil, fmt.Errorf("wait for %s: %w", holder(f), context.Cause(ctx))
+			return nil, fmt.Errorf("wait for %s: %w", holder(tree), context.Cause(ctx))
 		}
 	}
 	if err == nil {
-		err = signLock(f, o.Command)
+		err = signLock(tree, o.Command)
 	}
 	if err != nil {
 		f.Close()
@@ -53,20 +58,27 @@ func flock(f *os.File, how int) error {
 	}
 }
 
-func signLock(f *os.File, command string) error {
-	if err := f.Chmod(0o644); err != nil {
+// signLock writes who we are, and on a second line since when. A full disk
+// must not stop us: we may be about to free it.
+func signLock(tree *os.Root, command string) error {
+	started, err := startTime(os.Getpid())
+	if err != nil {
 		return err
 	}
-	if err := f.Truncate(0); err != nil {
-		return err
+	text := fmt.Appendf(nil, "pid %d (%s)\n%s\n", os.Getpid(), command, started)
+	err = tree.WriteFile(writerFile, text, 0o644)
+	if err == nil {
+		err = tree.Chmod(writerFile, 0o644)
 	}
-	_, err := f.WriteAt(fmt.Appendf(nil, "pid %d (%s)\n", os.Getpid(), command), 0)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return nil
+	}
 	return err
 }
 
 // holder names who holds the lock, in words for people.
-func holder(f *os.File) string {
-	words, live := lockWords(f)
+func holder(tree *os.Root) string {
+	words, live, _ := lockWords(tree)
 	switch {
 	case words == "":
 		return "another writer"
@@ -76,16 +88,41 @@ func holder(f *os.File) string {
 	return words
 }
 
-// lockWords reads the lock file and reports whether the writer it names lives.
-func lockWords(f *os.File) (words string, live bool) {
-	text, err := io.ReadAll(io.NewSectionReader(f, 0, 256))
-	if err != nil {
-		return "", false
+// lockWords reads who wrote last and reports whether that process lives. It may
+// have been killed and its number given away: so the time of its start counts.
+func lockWords(tree *os.Root) (words string, live bool, err error) {
+	f, err := tree.Open(writerFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", false, nil
+	} else if err != nil {
+		return "", false, err
 	}
-	words = strings.TrimSpace(string(text))
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 1024))
+	if err != nil {
+		return "", false, err
+	}
+	words, started, _ := strings.Cut(strings.TrimSpace(string(text)), "\n")
 	var pid int
 	if _, err := fmt.Sscanf(words, "pid %d", &pid); err != nil {
-		return "", false
+		return "", false, nil // it is being written, or the disk was full
 	}
-	return words, !errors.Is(unix.Kill(pid, 0), unix.ESRCH)
+	now, err := startTime(pid)
+	return words, err == nil && now == started, nil
+}
+
+// startTime returns when a process was started, in clock ticks since the boot,
+// field 22 of /proc/PID/stat (proc(5)). One that has ended is no process, though
+// nobody has waited for it yet.
+func startTime(pid int) (string, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", err
+	}
+	// The second field, in parentheses, may hold anything.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+		return "", fs.ErrNotExist
+	}
+	return fields[19], nil
 }

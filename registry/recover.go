@@ -2,9 +2,7 @@ package registry
 
 import (
 	"database/sql"
-	"errors"
 	"fmt"
-	"io/fs"
 )
 
 // recover cleans up after writers that are gone. It finishes their
@@ -48,14 +46,12 @@ func (r *Registry) Unfinished() (what []string, holder string, err error) {
 		return nil, "", nil
 	}
 	// The holder first: what a writer ends in between is not listed as cut off.
-	f, err := r.tree.Open(lockFile)
-	if err == nil {
-		if words, live := lockWords(f); live {
-			holder = words
-		}
-		f.Close()
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	words, live, err := lockWords(r.tree)
+	if err != nil {
 		return nil, "", fmt.Errorf("read lock: %w", err)
+	}
+	if live {
+		holder = words
 	}
 	ins, err := readIntents(r.db, "")
 	if err != nil {

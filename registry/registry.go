@@ -144,7 +144,7 @@ func (r *Registry) Close() error {
 		errs = append(errs, r.db.Close())
 	}
 	if r.lock != nil {
-		errs = append(errs, r.lock.Truncate(0), r.lock.Close())
+		errs = append(errs, ignoreAbsent(r.tree.Remove(writerFile)), r.lock.Close())
 	}
 	if r.tree != nil {
 		errs = append(errs, r.tree.Close())
@@ -159,7 +159,8 @@ registry.db          SQLite: sources, artifacts, installs, history. Its -wal and
 blobs/sha256/DIGEST  files that never change, named by their SHA-256: source
                      archives (tar), .ko files, build logs, artifact records (JSON)
 work/                folders of running builds
-lock                 held by the command that is writing; says which
+lock                 held by the command that is writing
+writer               which one that is
 
 Check a blob with sha256sum. Look, do not touch: sqlite3 -readonly registry.db
 `

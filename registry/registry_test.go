@@ -248,6 +248,44 @@ func TestWritersQueue(t *testing.T) {
 	equal(t, "holders", waited, []string{fmt.Sprintf("pid %d (kmodctl hold)", cmd.Process.Pid)})
 }
 
+func init() {
+	// Tries to take the writer's lock with no more than the right to read.
+	helpers["flock"] = func(args []string) error {
+		f, err := os.Open(filepath.Join(args[0], lockFile))
+		if errors.Is(err, os.ErrPermission) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		defer f.Close()
+		return fmt.Errorf("uid %d opened %s, flock: %v", os.Getuid(), f.Name(), flock(f, unix.LOCK_EX|unix.LOCK_NB))
+	}
+}
+
+// Who may only read cannot keep a writer waiting.
+func TestUserCannotLock(t *testing.T) {
+	dir := t.TempDir()
+	openDirs(t, dir)
+	must(t, os.WriteFile(filepath.Join(dir, lockFile), nil, 0o644)) // as older versions made it
+	must(t, writer(t, dir, "/").Close())
+	cmd := helper("flock", dir)
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+	must(t, cmd.Run())
+}
+
+// A name that was left behind is nobody's, even when its number lives again.
+func TestHolderIsGone(t *testing.T) {
+	dir := t.TempDir()
+	r := writer(t, dir, "/")
+	_, err := r.BeginAttempt(Attempt{Op: "build", Package: "net"})
+	must(t, err)
+	must(t, r.Close())
+	must(t, os.WriteFile(filepath.Join(dir, writerFile), fmt.Appendf(nil, "pid %d (kmodctl build)\n1\n", os.Getpid()), 0o644))
+	if what, holder, err := reader(t, dir).Unfinished(); err != nil || len(what) != 1 || holder != "" {
+		t.Errorf("unfinished: %q, held by %q, %v", what, holder, err)
+	}
+}
+
 func TestRecoverAfterKill(t *testing.T) {
 	dir := t.TempDir()
 	cmd, _, worker := startHolder(t, dir)
@@ -295,7 +333,7 @@ func TestModes(t *testing.T) {
 	must(t, err)
 	for name, want := range map[string]os.FileMode{
 		".": 0o755, "..": 0o755, "blobs": 0o755, blobDir: 0o755, workDir: 0o711,
-		"lock": 0o644, "README": 0o644, dbFile: 0o644, dbFile + "-wal": 0o644, dbFile + "-shm": 0o644,
+		lockFile: 0o600, writerFile: 0o644, "README": 0o644, dbFile: 0o644, dbFile + "-wal": 0o644, dbFile + "-shm": 0o644,
 	} {
 		info, err := os.Stat(filepath.Join(dir, name))
 		must(t, err)
