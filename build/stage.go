@@ -36,7 +36,11 @@ func Stage() {
 	closeOnExec()
 	var w wall
 	err := failed("read the wall", json.Unmarshal([]byte(os.Args[1]), &w))
-	if err == nil {
+	switch {
+	case err != nil:
+	case w.Work == "" && !w.Supervised:
+		err = w.supervise()
+	default:
 		err = w.enter()
 	}
 	report, _ := json.Marshal(err)

@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +30,8 @@ type wall struct {
 	Drop   bool   // become UID and GID
 	UID    int
 	GID    int
+
+	Supervised bool // without a namespace: the stage child has a supervisor
 
 	File string   // the program; "" only tries the wall
 	Argv []string // its arguments
@@ -121,7 +122,7 @@ func under(path, dir string) bool {
 }
 
 // probe finds out whether this machine grants the namespaces, and takes the wall
-// down to a plain process group where it does not; under a root that is an error.
+// down to a supervised process group where it does not; under a root that is an error.
 // The log says which of the two it is.
 func (w *wall) probe(ctx context.Context, log io.Writer) error {
 	what := "own mounts and processes"
@@ -197,8 +198,9 @@ func (w wall) run(ctx context.Context, file string, argv []string, out io.Writer
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.ExtraFiles = []*os.File{lifeR, statusW} // lifeFD, statusFD
 	cmd.SysProcAttr = w.attributes()
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 10 * time.Second // without a namespace a stray child could hold our pipe
+	if w.Work == "" {
+		cmd.Cancel = lifeW.Close // the supervisor has to outlive the others
+	}
 	if err := cmd.Start(); err != nil {
 		var errno syscall.Errno
 		if errors.As(err, &errno) {
@@ -209,9 +211,6 @@ func (w wall) run(ctx context.Context, file string, argv []string, out io.Writer
 	statusW.Close()
 	said, err := io.ReadAll(statusR)
 	waitErr := cmd.Wait()
-	if w.Work == "" {
-		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it left behind in its group
-	}
 	if err != nil {
 		return err
 	}
@@ -226,11 +225,11 @@ func (w wall) run(ctx context.Context, file string, argv []string, out io.Writer
 }
 
 func (w wall) attributes() *syscall.SysProcAttr {
-	a := &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	a := &syscall.SysProcAttr{Setsid: true}
 	if w.Work == "" {
 		return a
 	}
-	a.Cloneflags = namespaces
+	a.Pdeathsig, a.Cloneflags = syscall.SIGKILL, namespaces
 	if os.Geteuid() != 0 {
 		// A user namespace grants the mounts. We stay who we are in it, so the right has to pass the exec as ambient.
 		a.Cloneflags |= unix.CLONE_NEWUSER

@@ -24,9 +24,14 @@ import (
 const (
 	helperDir    = "KMODCTL_TEST_BUILD"
 	helperSeries = "KMODCTL_TEST_SERIES"
+
+	helperRefused = "KMODCTL_TEST_REFUSED" // as where the kernel grants no namespaces
 )
 
 func helper(dir string) int {
+	if os.Getenv(helperRefused) != "" {
+		namespaces = unix.CLONE_NEWNS | unix.CLONE_FS
+	}
 	all, err := kernel.Find("/")
 	if err != nil {
 		fmt.Println(err)
@@ -132,11 +137,11 @@ func TestRunInheritsNothing(t *testing.T) {
 // still not root's; a kernel under --root cannot be built for at all.
 func TestRunWithoutNamespaces(t *testing.T) {
 	k := series(t, "6.1.")
-	granted := namespaces
-	namespaces = unix.CLONE_NEWNS | unix.CLONE_FS // EINVAL in every kernel, clone(2)
-	t.Cleanup(func() { namespaces = granted })
+	refuseNamespaces(t)
 	files := helloTree(t)
-	files["Kbuild"] = "$(info built by uid $(shell id -u))\nobj-m := hello.o\n"
+	// A process that leaves everything by which a child is known: session, parent, environment, output.
+	files["Kbuild"] = "$(info built by uid $(shell id -u))\n" +
+		"$(shell setsid env -i sleep 98765.4321 >/dev/null 2>&1 </dev/null & echo)\nobj-m := hello.o\n"
 	dir := tree(t, files)
 	open(t, dir)
 	j, log := job(t, k, dir)
@@ -151,6 +156,9 @@ func TestRunWithoutNamespaces(t *testing.T) {
 	if strings.Contains(log.String(), "built by uid 0\n") {
 		t.Errorf("root has built:\n%s", log)
 	}
+	if left := running(t, "sleep\x0098765.4321\x00"); len(left) > 0 {
+		t.Errorf("still running: %v", left)
+	}
 
 	j, _ = job(t, k, dir)
 	j.Root = kernel.Root(t.TempDir())
@@ -158,6 +166,27 @@ func TestRunWithoutNamespaces(t *testing.T) {
 	if want := "build hello for " + k.Name + ": building under --root needs a mount namespace: clone: invalid argument"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
+}
+
+func refuseNamespaces(t *testing.T) {
+	granted := namespaces
+	namespaces = unix.CLONE_NEWNS | unix.CLONE_FS // EINVAL in every kernel, clone(2)
+	t.Cleanup(func() { namespaces = granted })
+}
+
+// running lists the processes of a command line.
+func running(t *testing.T, cmdline string) (found []string) {
+	t.Helper()
+	names, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if args, _ := os.ReadFile(name); string(args) == cmdline {
+			found = append(found, filepath.Dir(name))
+		}
+	}
+	return found
 }
 
 // endless is a source whose make starts a child, and that one children of its own
@@ -202,8 +231,18 @@ func (w *waitFor) Write(p []byte) (int, error) {
 }
 
 func TestRunCancelled(t *testing.T) {
+	t.Run("namespaces", testRunCancelled)
+	t.Run("without namespaces", func(t *testing.T) {
+		refuseNamespaces(t)
+		testRunCancelled(t)
+	})
+}
+
+func testRunCancelled(t *testing.T) {
 	k := series(t, "6.1.")
-	j, _ := job(t, k, tree(t, endless(t)))
+	dir := tree(t, endless(t))
+	open(t, dir)
+	j, _ := job(t, k, dir)
 	ctx, cancel := context.WithCancel(t.Context())
 	var during []string
 	log := &waitFor{word: "running", then: func() {
@@ -225,9 +264,16 @@ func TestRunCancelled(t *testing.T) {
 
 // kill -9 of kmodctl itself: the kernel ends what it had started.
 func TestRunKilled(t *testing.T) {
+	t.Run("namespaces", func(t *testing.T) { testRunKilled(t) })
+	t.Run("without namespaces", func(t *testing.T) { testRunKilled(t, helperRefused+"=1") })
+}
+
+func testRunKilled(t *testing.T, env ...string) {
 	k := series(t, "6.1.")
 	dir := tree(t, endless(t))
+	open(t, dir)
 	cmd := helperCommand(t.Context(), dir, k.Name)
+	cmd.Env = append(cmd.Env, env...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
