@@ -58,14 +58,14 @@ func flock(f *os.File, how int) error {
 	}
 }
 
-// signLock writes who we are, and on a second line since when. A full disk
+// signLock writes since when we are, and who. A full disk
 // must not stop us: we may be about to free it.
 func signLock(tree *os.Root, command string) error {
 	started, err := startTime(os.Getpid())
 	if err != nil {
 		return err
 	}
-	text := fmt.Appendf(nil, "pid %d (%s)\n%s\n", os.Getpid(), command, started)
+	text := fmt.Appendf(nil, "%s pid %d (%s)\n", started, os.Getpid(), command)
 	err = tree.WriteFile(writerFile, text, 0o644)
 	if err == nil {
 		err = tree.Chmod(writerFile, 0o644)
@@ -98,11 +98,11 @@ func lockWords(tree *os.Root) (words string, live bool, err error) {
 		return "", false, err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, 1024))
+	text, err := io.ReadAll(io.LimitReader(f, 1<<16))
 	if err != nil {
 		return "", false, err
 	}
-	words, started, _ := strings.Cut(strings.TrimSpace(string(text)), "\n")
+	started, words, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
 	var pid int
 	if _, err := fmt.Sscanf(words, "pid %d", &pid); err != nil {
 		return "", false, nil // it is being written, or the disk was full

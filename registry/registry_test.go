@@ -184,7 +184,7 @@ func TestFutureSchemaIsRefused(t *testing.T) {
 func init() {
 	// Holds the lock, says so, and waits for its end.
 	helpers["hold"] = func(args []string) error {
-		r, err := OpenWriter(context.Background(), args[0], "/", WriterOptions{Command: "kmodctl hold"})
+		r, err := OpenWriter(context.Background(), args[0], "/", WriterOptions{Command: "kmodctl hold a\nb"})
 		if err != nil {
 			return err
 		}
@@ -245,7 +245,7 @@ func TestWritersQueue(t *testing.T) {
 	}})
 	must(t, err)
 	defer r.Close()
-	equal(t, "holders", waited, []string{fmt.Sprintf("pid %d (kmodctl hold)", cmd.Process.Pid)})
+	equal(t, "holders", waited, []string{fmt.Sprintf("pid %d (kmodctl hold a\nb)", cmd.Process.Pid)})
 }
 
 func init() {
@@ -280,7 +280,7 @@ func TestHolderIsGone(t *testing.T) {
 	_, err := r.BeginAttempt(Attempt{Op: "build", Package: "net"})
 	must(t, err)
 	must(t, r.Close())
-	must(t, os.WriteFile(filepath.Join(dir, writerFile), fmt.Appendf(nil, "pid %d (kmodctl build)\n1\n", os.Getpid()), 0o644))
+	must(t, os.WriteFile(filepath.Join(dir, writerFile), fmt.Appendf(nil, "1 pid %d (kmodctl build)\n", os.Getpid()), 0o644))
 	if what, holder, err := reader(t, dir).Unfinished(); err != nil || len(what) != 1 || holder != "" {
 		t.Errorf("unfinished: %q, held by %q, %v", what, holder, err)
 	}
