@@ -41,7 +41,8 @@ type File struct {
 // is false when it was there just so, and then nothing is written.
 //
 // Left out are version control (.git, .svn, .hg) and what kbuild makes. A
-// symbolic link out of dir, a device, a socket or a pipe is an error.
+// symbolic link out of dir, a device, a socket, a pipe or a file above 1 GiB is an
+// error.
 func (r *Registry) AddSource(ctx context.Context, dir, name, version, manifest string) (src Source, changed bool, err error) {
 	if src, changed, err = r.addSource(ctx, dir, name, version, manifest); err != nil {
 		return Source{}, false, fmt.Errorf("add %s@%s: %w", name, version, err)
@@ -63,7 +64,7 @@ func (r *Registry) addSource(ctx context.Context, dir, name, version, manifest s
 		return Source{}, false, err
 	}
 	// A first look without a copy: the common case is that nothing changed.
-	digest, _, err := Digest(dir)
+	digest, _, err := Digest(ctx, dir)
 	if err != nil {
 		return Source{}, false, err
 	}

@@ -49,9 +49,9 @@ func TestDigestDependsOnContentAlone(t *testing.T) {
 	must(t, os.Chtimes(filepath.Join(b, "a.c"), time.Unix(5, 0), time.Unix(5, 0)))
 	must(t, os.Chmod(filepath.Join(b, "a.c"), 0o666))
 	must(t, os.Mkdir(filepath.Join(b, "empty"), 0o755))
-	da, files, err := Digest(a)
+	da, files, err := Digest(t.Context(), a)
 	must(t, err)
-	db, _, err := Digest(b)
+	db, _, err := Digest(t.Context(), b)
 	must(t, err)
 	if da != db {
 		t.Errorf("digests of equal sources differ: %s, %s", da, db)
@@ -71,7 +71,7 @@ func TestDigestDependsOnContentAlone(t *testing.T) {
 		func() error { return os.Rename(filepath.Join(b, "a.c"), filepath.Join(b, "b.c")) },
 	} {
 		must(t, change())
-		next, _, err := Digest(b)
+		next, _, err := Digest(t.Context(), b)
 		must(t, err)
 		if next == db {
 			t.Error("a change did not change the digest")
@@ -80,10 +80,36 @@ func TestDigestDependsOnContentAlone(t *testing.T) {
 	}
 }
 
+// fewReads is cancelled after so many looks at it.
+type fewReads struct {
+	context.Context
+	left int
+}
+
+func (c *fewReads) Err() error {
+	if c.left--; c.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// One big file must not keep Ctrl-C waiting.
+func TestDigestCancelled(t *testing.T) {
+	dir := tree(t, "image="+strings.Repeat("x", 1<<20))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := Digest(&fewReads{ctx, 5}, dir); !errors.Is(err, context.Canceled) {
+		t.Errorf("error: %v", err)
+	}
+}
+
 func TestDigestRefuses(t *testing.T) {
 	pipe := tree(t, "a.c=")
 	must(t, unix.Mkfifo(filepath.Join(pipe, "pipe"), 0o644))
+	big := tree(t, "sub/disk.img=")
+	must(t, os.Truncate(filepath.Join(big, "sub/disk.img"), 1<<30+1))
 	tests := []struct{ dir, want string }{
+		{big, "sub/disk.img is too big for a source file: 1073741825 bytes"},
 		{tree(t, "etc->/etc/passwd"), "link etc leads out of the source: /etc/passwd"},
 		{tree(t, "sub/up->../../x"), "link sub/up leads out"},
 		{tree(t, "a/b/top->../..", "a/b/l->top/../x"), "link a/b/l leads out"},
@@ -91,7 +117,7 @@ func TestDigestRefuses(t *testing.T) {
 		{filepath.Join(t.TempDir(), "absent"), "no such file"},
 	}
 	for _, tt := range tests {
-		if _, _, err := Digest(tt.dir); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, _, err := Digest(t.Context(), tt.dir); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("error %v, want %q", err, tt.want)
 		}
 	}
@@ -121,7 +147,7 @@ func TestAddExtract(t *testing.T) {
 	}
 	out := t.TempDir()
 	must(t, r.Extract(got, out))
-	digest, _, err := Digest(out)
+	digest, _, err := Digest(t.Context(), out)
 	must(t, err)
 	if digest != src.Digest {
 		t.Error("extracted files differ from those added")

@@ -16,11 +16,15 @@ import (
 	"time"
 )
 
+// maxSourceFile is the size in bytes above which a file is surely not a module's
+// source: an image or a dump that lies beside it.
+const maxSourceFile = 1 << 30
+
 // Digest returns what AddSource would: the digest of dir's archive and its
-// files. It writes nothing.
-func Digest(dir string) (digest string, files []File, err error) {
+// files. It writes nothing. When ctx ends it, the error is ctx's cause.
+func Digest(ctx context.Context, dir string) (digest string, files []File, err error) {
 	sum := sha256.New()
-	if files, err = archive(context.Background(), dir, sum); err != nil {
+	if files, err = archive(ctx, dir, sum); err != nil {
 		return "", nil, fmt.Errorf("read source %s: %w", dir, err)
 	}
 	return hexSum(sum), files, nil
@@ -47,7 +51,7 @@ func archive(ctx context.Context, dir string, w io.Writer) ([]File, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		f, err := archiveFile(root, p, tw)
+		f, err := archiveFile(ctx, root, p, tw)
 		if err != nil {
 			return nil, err
 		}
@@ -98,7 +102,7 @@ func leftOut(name string, beside map[string]bool) bool {
 	return beside["."+name+".cmd"]
 }
 
-func archiveFile(root *os.Root, p string, tw *tar.Writer) (File, error) {
+func archiveFile(ctx context.Context, root *os.Root, p string, tw *tar.Writer) (File, error) {
 	info, err := root.Lstat(p)
 	if err != nil {
 		return File{}, err
@@ -108,6 +112,8 @@ func archiveFile(root *os.Root, p string, tw *tar.Writer) (File, error) {
 		return archiveLink(root, p, tw)
 	case !info.Mode().IsRegular():
 		return File{}, fmt.Errorf("%s is neither a file, a folder nor a symbolic link: %v", p, info.Mode().Type())
+	case info.Size() > maxSourceFile:
+		return File{}, fmt.Errorf("%s is too big for a source file: %d bytes, of %d at most", p, info.Size(), maxSourceFile)
 	}
 	f, err := root.Open(p)
 	if err != nil {
@@ -126,7 +132,7 @@ func archiveFile(root *os.Root, p string, tw *tar.Writer) (File, error) {
 		return File{}, fmt.Errorf("archive %s: %w", p, err)
 	}
 	sum := sha256.New()
-	n, err := io.Copy(io.MultiWriter(tw, sum), f)
+	n, err := io.Copy(io.MultiWriter(tw, sum), contextReader{ctx, f})
 	if n < file.Size && err == nil || errors.Is(err, tar.ErrWriteTooLong) {
 		err = errors.New("it changed while it was read")
 	}
