@@ -35,6 +35,18 @@ func (e *InUseError) Error() string {
 	return fmt.Sprintf("%s@%s is installed for %s", e.Name, e.Version, strings.Join(e.Releases, ", "))
 }
 
+// PackageError is Install's refusal when only one of the packages is to blame and
+// nothing was changed: the others can be installed without it.
+type PackageError struct {
+	Package string
+	Err     error
+}
+
+func (e *PackageError) Error() string { return e.Package + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *PackageError) Unwrap() error { return e.Err }
+
 // OwnedError says that another package has installed a module of this name.
 type OwnedError struct{ Module, Owner string }
 

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"slices"
 	"time"
@@ -86,28 +87,21 @@ func installRows(q queryer, release string) ([]Install, error) {
 //
 // ctx counts until the first visible step; from there on the change is carried
 // through. After an error all is as before; if not even that can be recorded, an
-// intent is left, which the next writer finishes. Typed errors: *OwnedError,
-// *ForeignError, *NoModulesError, *LinkError, ErrNoDepmod, *CorruptError.
+// intent is left, which the next writer finishes. Typed errors: *NoModulesError,
+// *LinkError, ErrNoDepmod; and *PackageError, when a call without that package
+// may go through: around an *OwnedError, a *ForeignError, a *CorruptError or others.
 func (r *Registry) Install(ctx context.Context, release string, as []Artifact) (Result, error) {
 	in := intent{Op: "install", Release: release}
 	now := time.Now().UTC()
 	for _, a := range as {
-		if a.Release != release {
-			return Result{}, fmt.Errorf("install %s@%s for %s: the artifact is for %s", a.Package, a.Version, release, a.Release)
-		}
 		if slices.Contains(in.Packages, a.Package) {
-			return Result{}, fmt.Errorf("install %s for %s: it was given twice", a.Package, release)
+			return Result{}, fmt.Errorf("install for %s: package %s was given twice", release, a.Package)
 		}
 		in.Packages = append(in.Packages, a.Package)
-		if _, known, err := r.newest(`digest = ?`, a.Digest); err != nil {
-			return Result{}, err
-		} else if !known {
-			return Result{}, fmt.Errorf("install %s@%s for %s: artifact %q is not in the registry", a.Package, a.Version, release, a.Digest)
+		if err := r.checkArtifact(a, release); err != nil {
+			return Result{}, fmt.Errorf("install for %s: %w", release, err)
 		}
 		for _, m := range a.Modules {
-			if err := m.check(); err != nil {
-				return Result{}, fmt.Errorf("install %s@%s for %s: %w", a.Package, a.Version, release, err)
-			}
 			in.Target = append(in.Target, Install{
 				Release: release, Module: m.Name, Path: path.Join(modulesPath(release), ourDir, m.File),
 				Package: a.Package, Version: a.Version, Artifact: a.Digest, Digest: m.Digest, Size: m.Size, At: now,
@@ -119,6 +113,24 @@ func (r *Registry) Install(ctx context.Context, release string, as []Artifact) (
 		return Result{}, fmt.Errorf("install for %s: %w", release, err)
 	}
 	return res, nil
+}
+
+// checkArtifact refuses an artifact that is not in the registry as it is given.
+func (r *Registry) checkArtifact(a Artifact, release string) error {
+	if a.Release != release {
+		return &PackageError{a.Package, fmt.Errorf("artifact %s is for %s", a.Digest, a.Release)}
+	}
+	if _, known, err := r.newest(`digest = ?`, a.Digest); err != nil {
+		return err
+	} else if !known {
+		return &PackageError{a.Package, fmt.Errorf("artifact %q is not in the registry", a.Digest)}
+	}
+	for _, m := range a.Modules {
+		if err := m.check(); err != nil {
+			return &PackageError{a.Package, err}
+		}
+	}
+	return nil
 }
 
 // Uninstall removes every module of packages from /lib/modules/RELEASE, our
@@ -166,6 +178,9 @@ func (r *Registry) change(ctx context.Context, in intent) (Result, error) {
 	if err := checkForeign(steps, in.Before); err != nil {
 		return Result{}, err
 	}
+	if err := r.checkBlobs(ctx, steps); err != nil {
+		return Result{}, err
+	}
 	index, err := m.indexed()
 	if err != nil {
 		return Result{}, err
@@ -191,7 +206,7 @@ func checkOwners(rows []Install, in intent) error {
 	}
 	for _, t := range in.Target {
 		if owner, ok := owners[t.Module]; ok {
-			return &OwnedError{Module: t.Module, Owner: owner}
+			return &PackageError{t.Package, &OwnedError{Module: t.Module, Owner: owner}}
 		}
 		owners[t.Module] = t.Package
 	}
@@ -239,10 +254,38 @@ func checkForeign(steps []step, rows []Install) error {
 	for _, s := range steps {
 		ours := func(i Install) bool { return i.Path == s.row.Path }
 		if s.action == actReplace && !slices.ContainsFunc(rows, ours) {
-			return &ForeignError{Path: s.row.Path}
+			return &PackageError{s.row.Package, &ForeignError{Path: s.row.Path}}
 		}
 	}
 	return nil
+}
+
+// checkBlobs reads what will be placed: a damaged blob must show before anything
+// is changed for the packages beside it.
+func (r *Registry) checkBlobs(ctx context.Context, steps []step) error {
+	for _, s := range steps {
+		if !s.places() {
+			continue
+		}
+		err := r.checkBlob(ctx, s.row.Digest)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			return &PackageError{s.row.Package, fmt.Errorf("module %s: %w", s.row.Module, err)}
+		}
+	}
+	return nil
+}
+
+func (r *Registry) checkBlob(ctx context.Context, digest string) error {
+	blob, err := r.Blob(digest)
+	if err != nil {
+		return err
+	}
+	defer blob.Close()
+	_, err = io.Copy(io.Discard, contextReader{ctx, blob})
+	return err
 }
 
 // covers reports whether the index names the file of every row.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -196,6 +197,62 @@ func TestInstallRefuses(t *testing.T) {
 				t.Errorf("unfinished: %q %v", what, err)
 			}
 		})
+	}
+}
+
+// A package that cannot be installed is named before anything is done, and the
+// others go in without it.
+func TestInstallWithoutTheRefused(t *testing.T) {
+	root := newRoot(t)
+	r := writer(t, t.TempDir(), root)
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "first", "1", "taken=0")})
+	must(t, err)
+	ours := filepath.Join(string(root), modulesPath(release), ourDir)
+	must(t, os.WriteFile(filepath.Join(ours, "byhand.ko"), nil, 0o644))
+	damaged, lost := mustPut(t, r, "damaged", "1", "a=a", "b=b"), mustPut(t, r, "lost", "1", "c=c")
+	flipBit(t, r.BlobPath(damaged.Modules[1].Digest))
+	must(t, os.Remove(r.BlobPath(lost.Modules[0].Digest)))
+	unknown := lost
+	unknown.Package, unknown.Digest = "unknown", strings.Repeat("0", 64)
+	as := []Artifact{
+		damaged, lost, unknown, mustPut(t, r, "owned", "1", "taken=1"),
+		mustPut(t, r, "foreign", "1", "byhand=1"), mustPut(t, r, "fine", "1", "fine=1"),
+	}
+	refused := map[string]error{}
+	for len(as) > 0 {
+		before := snapshot(t, string(root))
+		_, err := r.Install(t.Context(), release, as)
+		if err == nil {
+			break
+		}
+		var one *PackageError
+		if !errors.As(err, &one) || refused[one.Package] != nil {
+			t.Fatalf("error: %v", err)
+		}
+		if snapshot(t, string(root)) != before {
+			t.Fatalf("the root changed after: %v", err)
+		}
+		t.Log(err)
+		refused[one.Package] = err
+		as = slices.DeleteFunc(as, func(a Artifact) bool { return a.Package == one.Package })
+	}
+	var corrupt *CorruptError
+	var owned *OwnedError
+	var foreign *ForeignError
+	if !errors.As(refused["damaged"], &corrupt) || !errors.Is(refused["lost"], os.ErrNotExist) || refused["unknown"] == nil ||
+		!errors.As(refused["owned"], &owned) || !errors.As(refused["foreign"], &foreign) || len(refused) != 5 {
+		t.Errorf("refused: %v", refused)
+	}
+	if drifts, err := r.Verify(root); err != nil || len(drifts) != 1 || drifts[0].Kind != "foreign" {
+		t.Errorf("drifts: %+v %v", drifts, err)
+	}
+	if rows := mustInstalls(t, r); len(rows) != 2 || rows[0].Package != "fine" || rows[1].Package != "first" {
+		t.Errorf("installed: %+v", rows)
+	}
+	history, err := r.Attempts("", "", 0)
+	must(t, err)
+	if len(history) != 2 { // of first and fine
+		t.Errorf("attempts: %+v", history)
 	}
 }
 
