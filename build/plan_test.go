@@ -1,7 +1,9 @@
 package build
 
 import (
+	"errors"
 	"os"
+	"os/exec"
 	"testing"
 
 	"kmodctl/internal/kernel"
@@ -14,9 +16,9 @@ func TestDecide(t *testing.T) {
 	m := &Manifest{Name: "hello", Version: "1"}
 	decide := func(source string, built []Input, action, reason string) Step {
 		t.Helper()
-		s, err := Decide(m, source, k, built, tool)
-		if err != nil || s.Action != action || s.Reason != reason {
-			t.Errorf("%s, %q, %v; want %s, %q", s.Action, s.Reason, err, action, reason)
+		s := Decide(m, source, k, built, tool)
+		if s.Action != action || s.Reason != reason {
+			t.Errorf("%s, %q; want %s, %q", s.Action, s.Reason, action, reason)
 		}
 		return s
 	}
@@ -33,6 +35,13 @@ func TestDecide(t *testing.T) {
 	decide("source", first.Inputs, ActionSkip, "arch x86_64 is not riscv64")
 
 	m.Kernel.Arch = nil
+	k.Tree.CC = "Debian clang version 14.0.6"
+	failed := decide("source", nil, ActionFail, "find a compiler: the kernel was built with Debian clang version 14.0.6: exec: \"clang\": not installed")
+	var absent *exec.Error
+	if !errors.As(failed.Err, &absent) || absent.Name != "clang" || failed.Toolchain != nil {
+		t.Errorf("%+v", failed)
+	}
+
 	k = kernel.Release{Name: "6.1", Missing: []kernel.Missing{{What: "headers for 6.1 are not installed"}}}
 	decide("source", nil, ActionSkip, "headers for 6.1 are not installed")
 }
