@@ -18,7 +18,7 @@ type Job struct {
 	Root      kernel.Root // where Kernel is; the toolchain is always this machine's
 	Source    string      // folder with a private copy of the source: it is written to, and given to the build user
 	Toolchain *Toolchain  // from Inputs
-	Log       io.Writer   // what was run, as whom, behind which wall, and all that it printed
+	Log       io.Writer   // what was run, as whom, behind which wall, and what it printed, up to 64 MiB
 	Jobs      int         // make -j; less than 1 is 1
 }
 
@@ -65,6 +65,7 @@ var reproducible = []string{
 // was cancelled; an *exec.Error when a program is not installed. When Run returns,
 // every process that it started is gone.
 func Run(ctx context.Context, j Job) ([]Built, error) {
+	j.Log = &capped{to: j.Log, left: logLen}
 	r := &run{Job: j, telling: &telling{}}
 	built, err := r.build(ctx)
 	if ctx.Err() != nil {

@@ -1,7 +1,7 @@
 package build
 
 import (
-	"bytes"
+	"bufio"
 	"fmt"
 	"io"
 	"os"
@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // telling finds, in what a build prints, the line that says why it failed.
@@ -96,20 +98,54 @@ func sourceLine(source, name string, n int) (string, bool) {
 		return "", false
 	}
 	defer root.Close()
-	if !isFile(root, name) {
-		return "", false
-	}
-	data, err := root.ReadFile(name)
+	f, err := root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe would block
 	if err != nil {
 		return "", false
 	}
-	for i, line := range bytes.Split(data, []byte("\n")) {
-		if i+1 == n {
-			text := strings.TrimRight(string(line), "\r")
-			return strings.ToValidUTF8(text[:min(len(text), lineLen)], "?"), true
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return "", false
+	}
+	r := bufio.NewReader(io.LimitReader(f, sourceLen))
+	for at := 1; ; {
+		part, more, err := r.ReadLine()
+		if err != nil {
+			return "", false
+		}
+		if at == n {
+			return strings.ToValidUTF8(string(part[:min(len(part), lineLen)]), "?"), true
+		}
+		if !more {
+			at++
 		}
 	}
-	return "", false
+}
+
+const sourceLen = 16 << 20 // of a source file that is looked at, in bytes
+
+// logLen bounds what a build may write into its log, in bytes.
+const logLen = 64 << 20
+
+// capped passes on the first bytes of a log and drops what comes after them.
+type capped struct {
+	to   io.Writer
+	left int
+}
+
+func (c *capped) Write(p []byte) (int, error) {
+	if c.left == 0 {
+		return len(p), nil
+	}
+	keep := p[:min(len(p), c.left)]
+	n, err := c.to.Write(keep)
+	c.left -= n
+	if err == nil && c.left == 0 {
+		_, err = fmt.Fprintf(c.to, "\nlog cut at %d MiB\n", logLen>>20)
+	}
+	if err != nil {
+		return n, err
+	}
+	return len(p), nil
 }
 
 // lines passes bytes on and hands over each line; a longer one than any compiler

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 )
 
 // Each log is what the program printed, shortened to what matters.
@@ -84,6 +86,41 @@ func TestSourceLineStaysInside(t *testing.T) {
 	}
 	if text, ok := sourceLine(source, "ok.c", 1); !ok || text != "fine" {
 		t.Errorf("read %q, %v", text, ok)
+	}
+}
+
+// A file of any size, line of any length, pipe of any name: none is read in whole.
+func TestSourceLineIsBounded(t *testing.T) {
+	source := tree(t, map[string]string{"huge.c": "one\n" + strings.Repeat("x", 100<<10) + "\nthree\n"})
+	if err := os.Truncate(filepath.Join(source, "huge.c"), 4<<40); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(filepath.Join(source, "pipe.c"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range map[int]string{1: "one", 2: strings.Repeat("x", lineLen), 3: "three"} {
+		if text, ok := sourceLine(source, "huge.c", n); !ok || text != want {
+			t.Errorf("line %d: %q, %v", n, text, ok)
+		}
+	}
+	for _, name := range []string{"huge.c", "pipe.c"} {
+		if text, ok := sourceLine(source, name, 5); ok {
+			t.Errorf("line 5 of %s: %q", name, text)
+		}
+	}
+}
+
+// A build that never stops talking fills no disk, and what it died of is still found.
+func TestLogIsBounded(t *testing.T) {
+	k := series(t, "6.1.")
+	files := map[string]string{ManifestFile: helloManifest, "Kbuild": "$(shell yes | head -c 70000000 >&2; echo 'hello.c:1:1: error: boo' >&2)\n$(error no more)\n", "hello.c": "one\n"}
+	j, log := job(t, k, tree(t, files))
+	_, err := Run(t.Context(), j)
+	if want := "build hello for " + k.Name + ": hello.c:1:1: error: boo"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	if end := "\nlog cut at 64 MiB\n"; log.Len() != logLen+len(end) || !strings.HasSuffix(log.String(), end) {
+		t.Errorf("%d bytes, the last are %q", log.Len(), log.Bytes()[max(log.Len()-80, 0):])
 	}
 }
 
