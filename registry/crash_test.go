@@ -319,7 +319,7 @@ func TestModulesDiskFull(t *testing.T) {
 func TestRegistryDiskFull(t *testing.T) {
 	root, dir := newRoot(t), t.TempDir()
 	smallDisk(t, dir, 2<<20)
-	source := tree(t, "a.c="+strings.Repeat("x", 30000))
+	source := tree(t, "kmod.toml=", "a.c="+strings.Repeat("x", 30000))
 	failed := 0
 	for pages := range 40 {
 		room := leave(t, dir, pages)

@@ -2,12 +2,15 @@ package registry
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -39,6 +42,9 @@ type File struct {
 // AddSource copies dir into the registry as name and version, in place of a
 // source that has both already; its artifacts, installs and history stay. changed
 // is false when it was there just so, and then nothing is written.
+//
+// manifest is the text of a file at the top of dir, as the caller read it; when
+// that file has another text now, the error says so.
 //
 // Left out are version control (.git, .svn, .hg) and what kbuild makes. A
 // symbolic link out of dir, a device, a socket, a pipe or a file above 1 GiB is an
@@ -73,8 +79,10 @@ func (r *Registry) addSource(ctx context.Context, dir, name, version, manifest s
 	}
 	src := Source{Name: name, Version: version, Origin: dir, Added: time.Now().UTC(), Manifest: manifest}
 	src.Digest, _, err = r.stageBlob(func(w io.Writer) error {
-		src.Files, err = archive(ctx, dir, w)
-		return err
+		if src.Files, err = archive(ctx, dir, w); err != nil {
+			return err
+		}
+		return checkManifest(src.Files, manifest)
 	})
 	if err != nil {
 		return Source{}, false, err
@@ -95,6 +103,26 @@ func (r *Registry) addSource(ctx context.Context, dir, name, version, manifest s
 		return Source{}, false, err
 	}
 	return src, true, r.dropBlobs([]string{old.Digest})
+}
+
+// checkManifest makes sure that a file at the top of the archive holds the text
+// that the caller read before; a link there may lead to it.
+func checkManifest(files []File, manifest string) error {
+	sum := sha256.Sum256([]byte(manifest))
+	want := hex.EncodeToString(sum[:])
+	for _, f := range files {
+		if strings.Contains(f.Path, "/") {
+			continue
+		}
+		name := f.Path
+		if f.Link != "" {
+			name = path.Clean(f.Link)
+		}
+		if slices.ContainsFunc(files, func(g File) bool { return g.Path == name && g.SHA256 == want }) {
+			return nil
+		}
+	}
+	return errors.New("the manifest changed while it was read")
 }
 
 // Sources returns all sources, by name, the versions of one name in ascending order.

@@ -166,10 +166,30 @@ func TestAddExtract(t *testing.T) {
 	}
 }
 
+// What is kept as the manifest is what the copy holds, or nothing is kept.
+func TestAddChangedManifest(t *testing.T) {
+	r := writer(t, t.TempDir(), "/")
+	for _, files := range [][]string{{"kmod.toml=new"}, {"kmod.toml=new", "sub/kmod.toml=read"}, {"a.c=", "link->a.c"}, {}} {
+		_, _, err := r.AddSource(t.Context(), tree(t, files...), "a", "1", "read")
+		if err == nil || err.Error() != "add a@1: the manifest changed while it was read" {
+			t.Errorf("%q: error %v", files, err)
+		}
+	}
+	srcs, err := r.Sources()
+	must(t, err)
+	names, err := readNames(r.tree, blobDir)
+	must(t, err)
+	if len(srcs) > 0 || len(names) > 0 {
+		t.Errorf("sources: %+v, blobs: %q", srcs, names)
+	}
+	_, _, err = r.AddSource(t.Context(), tree(t, "kmod.toml->conf/a.toml", "conf/a.toml=read"), "a", "1", "read")
+	must(t, err)
+}
+
 func TestSourcesSortAndAreFound(t *testing.T) {
 	r := writer(t, t.TempDir(), "/")
 	for _, v := range []string{"1.10", "1.9", "1.10-rc1"} {
-		_, _, err := r.AddSource(t.Context(), tree(t, "v="+v), "hello", v, "")
+		_, _, err := r.AddSource(t.Context(), tree(t, "v="+v), "hello", v, v)
 		must(t, err)
 	}
 	srcs, err := r.Sources()
@@ -198,9 +218,9 @@ func TestSourcesSortAndAreFound(t *testing.T) {
 func TestRemoveSource(t *testing.T) {
 	root := newRoot(t)
 	r := writer(t, t.TempDir(), root)
-	_, _, err := r.AddSource(t.Context(), tree(t, "a.c=1"), "net", "1", "")
+	_, _, err := r.AddSource(t.Context(), tree(t, "a.c=1"), "net", "1", "1")
 	must(t, err)
-	_, _, err = r.AddSource(t.Context(), tree(t, "a.c=2"), "net", "1", "") // replaces
+	_, _, err = r.AddSource(t.Context(), tree(t, "a.c=2"), "net", "1", "2") // replaces
 	must(t, err)
 	log, _, err := r.PutBlob(t.Context(), strings.NewReader("the log"))
 	must(t, err)
