@@ -100,6 +100,9 @@ func (r *run) build(ctx context.Context) ([]Built, error) {
 	if err := r.wall.probe(ctx, r.Log); err != nil {
 		return nil, err
 	}
+	if at := r.wall.tree(r.Kernel); at != r.Kernel.Tree.Path {
+		fmt.Fprintf(r.Log, "build tree: %s, which uid %d cannot reach there, is %s here\n", r.Kernel.Tree.Path, r.wall.UID, at)
+	}
 	for _, p := range r.Manifest.Build.Patches {
 		if !matches(p.Release, r.Kernel.Name) {
 			continue
@@ -134,7 +137,7 @@ func (r *run) build(ctx context.Context) ([]Built, error) {
 // kbuild is the command of Documentation/kbuild/modules.rst. CC is given on the
 // command line because Debian's trees set it in .kernelvariables.
 func (r *run) kbuild() []string {
-	argv := []string{"make", "-C", r.Kernel.Tree.Path, "M=" + r.wall.work(), "CC=" + r.Toolchain.Path}
+	argv := []string{"make", "-C", r.wall.tree(r.Kernel), "M=" + r.wall.work(), "CC=" + r.Toolchain.Path}
 	argv = append(argv, r.Toolchain.flags()...)
 	argv = append(argv, "-j"+strconv.Itoa(max(r.Jobs, 1)))
 	return append(argv, r.Manifest.Build.Targets...)
@@ -142,7 +145,7 @@ func (r *run) kbuild() []string {
 
 // expand puts the values of the placeholders into a prepare step.
 func (r *run) expand(argv []string) []string {
-	values := []string{r.Kernel.Tree.Path, r.wall.work(), r.Kernel.Name, r.Kernel.Arch, r.Toolchain.Path, strconv.Itoa(max(r.Jobs, 1))}
+	values := []string{r.wall.tree(r.Kernel), r.wall.work(), r.Kernel.Name, r.Kernel.Arch, r.Toolchain.Path, strconv.Itoa(max(r.Jobs, 1))}
 	var pairs []string
 	for i, name := range placeholders {
 		pairs = append(pairs, name, values[i])

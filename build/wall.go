@@ -11,6 +11,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -44,7 +45,8 @@ type bind struct{ From, At string }
 
 const (
 	workRoot = "/tmp/kmodctl"
-	nobody   = 65534 // the kernel's overflow user, /proc/sys/kernel/overflowuid
+	treeAt   = workRoot + "/tree" // of a build tree whose own place the build user cannot reach
+	nobody   = 65534              // the kernel's overflow user, /proc/sys/kernel/overflowuid
 )
 
 // namespaces are the ones that the stage child is born into. A process namespace
@@ -52,19 +54,44 @@ const (
 var namespaces uintptr = unix.CLONE_NEWNS | unix.CLONE_NEWPID
 
 // User is who builds: the system user kmodctl, else nobody. ok is false when this
-// process is not root and builds as itself.
+// process is not root and builds as itself; so it does as the root of a user
+// namespace that has no such user (unshare -r, user_namespaces(7)).
 func User() (uid, gid int, ok bool) {
-	if os.Geteuid() != 0 {
-		return os.Getuid(), os.Getgid(), false
+	if os.Geteuid() == 0 {
+		uid, gid = systemUser()
+		ok = mapped("/proc/self/uid_map", uid) && mapped("/proc/self/gid_map", gid)
 	}
+	if !ok {
+		uid, gid = os.Getuid(), os.Getgid()
+	}
+	return uid, gid, ok
+}
+
+func systemUser() (uid, gid int) {
 	if u, err := user.Lookup("kmodctl"); err == nil {
 		uid, uidErr := strconv.Atoi(u.Uid)
 		gid, gidErr := strconv.Atoi(u.Gid)
 		if uidErr == nil && gidErr == nil && uid != 0 {
-			return uid, gid, true
+			return uid, gid
 		}
 	}
-	return nobody, nobody, true
+	return nobody, nobody
+}
+
+// mapped reports whether an id exists in this user namespace. Where there are no
+// user namespaces there is no map either.
+func mapped(file string, id int) bool {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(data)) {
+		var inside, outside, count int
+		if fmt.Sscan(line, &inside, &outside, &count); id >= inside && id-inside < count {
+			return true
+		}
+	}
+	return false
 }
 
 func newWall(j Job) wall {
@@ -76,7 +103,37 @@ func newWall(j Job) wall {
 		root:  !j.Root.IsHost(),
 	}
 	w.UID, w.GID, w.Drop = User()
+	if w.Drop && !under(j.Kernel.Tree.Path, "/tmp") && !w.reaches(filepath.Dir(j.Kernel.Tree.Path)) {
+		w.Binds = append(w.Binds, bind{j.Kernel.Tree.Host, treeAt})
+	}
 	return w
+}
+
+// reaches reports whether the build user may pass through dir and all above it. A
+// folder that is not there bars nobody: the namespace makes it.
+func (w *wall) reaches(dir string) bool {
+	var st unix.Stat_t
+	if unix.Stat(dir, &st) == nil {
+		enter := uint32(0o001)
+		switch {
+		case st.Uid == uint32(w.UID):
+			enter = 0o100
+		case st.Gid == uint32(w.GID):
+			enter = 0o010
+		}
+		if st.Mode&enter == 0 {
+			return false
+		}
+	}
+	return dir == "/" || w.reaches(filepath.Dir(dir))
+}
+
+// tree is the build tree's path as the build sees it.
+func (w *wall) tree(k kernel.Release) string {
+	if slices.ContainsFunc(w.Binds, func(b bind) bool { return b.At == treeAt }) {
+		return treeAt
+	}
+	return k.Tree.Path
 }
 
 // work is the copy's path as the build sees it.
@@ -138,7 +195,11 @@ func (w *wall) probe(ctx context.Context, log io.Writer) error {
 		return err
 	}
 	as := fmt.Sprintf("uid %d", w.UID)
-	if !w.Drop {
+	switch {
+	case w.Drop:
+	case os.Geteuid() == 0:
+		as += " (the caller: this user namespace has no other user)"
+	default:
 		as += " (the caller)"
 	}
 	_, err = fmt.Fprintf(log, "isolation: %s, %s\n", what, as)

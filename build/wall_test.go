@@ -133,6 +133,60 @@ func TestRunInheritsNothing(t *testing.T) {
 	}
 }
 
+// A build link that leads into somebody's home, where the build user has no entry.
+func TestRunWithAPrivateTree(t *testing.T) {
+	k := series(t, "6.1.")
+	home, err := os.MkdirTemp("/var/tmp", "kmodctl-test-home-") // not in /tmp, which is the build's own
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(home) })
+	own := *k.Tree
+	own.Host = filepath.Join(home, "linux")
+	own.Path = own.Host
+	copyTree(t, k.Tree.Host, own.Host)
+	for _, name := range []string{"scripts", "tools"} { // relative ones of Debian
+		to, err := filepath.EvalSymlinks(filepath.Join(k.Tree.Host, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		os.Remove(filepath.Join(own.Host, name))
+		if err := os.Symlink(to, filepath.Join(own.Host, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(home, 0o700); err != nil { // MkdirTemp's mode, said again
+		t.Fatal(err)
+	}
+	k.Tree = &own
+	j, log := job(t, k, tree(t, helloTree(t)))
+	built, err := Run(t.Context(), j)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	checkModule(t, built[0].File, k.Name)
+}
+
+// unshare -r: root of a namespace in which there is nobody else to become.
+func TestRunInUserNamespace(t *testing.T) {
+	k := series(t, "6.1.")
+	cmd := helperCommand(t.Context(), tree(t, helloTree(t)), k.Name)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
+	}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, want := range []string{"uid 0 (the caller: this user namespace has no other user)\n", "built " + k.Name} {
+		if !bytes.Contains(out, []byte(want)) {
+			t.Errorf("the log lacks %q:\n%s", want, out)
+		}
+	}
+}
+
 // Where the kernel grants no namespaces the build goes on without, says so, and is
 // still not root's; a kernel under --root cannot be built for at all.
 func TestRunWithoutNamespaces(t *testing.T) {
