@@ -68,7 +68,7 @@ func (a Artifact) blobs() []string {
 }
 
 // PutArtifact keeps a build's result. files leads from the name of each module to
-// its .ko. The modules come back with Digest and Size, the artifact with the
+// its .ko, which is read once. The modules come back with Digest and Size, the artifact with the
 // Digest of its record.
 //
 // The .ko files are durable before the record that names them, and the record
@@ -128,14 +128,18 @@ func (r *Registry) stageModule(ctx context.Context, m *Module, file string) erro
 	if file == "" {
 		return errors.New("no file was given")
 	}
-	f, err := os.Open(file)
+	f, err := os.OpenFile(file, openPlain, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	src, err := plainFile(f)
+	if err != nil {
+		return err
+	}
 	want := m.Digest
 	m.Digest, m.Size, err = r.stageBlob(func(w io.Writer) error {
-		_, err := io.Copy(w, contextReader{ctx, f})
+		_, err := io.Copy(w, contextReader{ctx, src})
 		return err
 	})
 	if err == nil && want != "" && want != m.Digest {

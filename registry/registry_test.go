@@ -108,6 +108,43 @@ func TestPutArtifactRefuses(t *testing.T) {
 	}
 }
 
+// Nothing but a file of its own is read, however it is put in the place of one.
+func TestModuleIsNoFile(t *testing.T) {
+	r := writer(t, t.TempDir(), "/")
+	dir, outside := t.TempDir(), tree(t, "secret.ko=secret")
+	must(t, os.WriteFile(filepath.Join(dir, "fine.ko"), []byte("fine"), 0o600))
+	must(t, os.Symlink(filepath.Join(outside, "secret.ko"), filepath.Join(dir, "link.ko")))
+	must(t, os.Symlink(outside, filepath.Join(dir, "sub")))
+	must(t, unix.Mkfifo(filepath.Join(dir, "pipe.ko"), 0o600))
+	must(t, os.Mkdir(filepath.Join(dir, "folder.ko"), 0o700))
+	must(t, os.WriteFile(filepath.Join(dir, "big.ko"), nil, 0o600))
+	must(t, os.Truncate(filepath.Join(dir, "big.ko"), maxModule+1))
+	to := filepath.Join(t.TempDir(), "copy.ko")
+	for _, file := range []string{"link.ko", "sub/secret.ko", "pipe.ko", "folder.ko", "big.ko", "absent.ko"} {
+		if err := TakeFile(dir, file, to); err == nil {
+			t.Errorf("%s was taken", file)
+		}
+		if _, err := os.Lstat(to); !errors.Is(err, os.ErrNotExist) {
+			t.Fatalf("a copy of %s: %v", file, err)
+		}
+		if file == "sub/secret.ko" { // PutArtifact trusts the folder it is given
+			continue
+		}
+		name := strings.TrimSuffix(file, ".ko")
+		a := Artifact{Modules: []Module{{Name: name, File: file}}}
+		if _, err := r.PutArtifact(t.Context(), a, map[string]string{name: filepath.Join(dir, file)}); err == nil {
+			t.Errorf("%s was stored", file)
+		}
+	}
+	must(t, TakeFile(dir, "fine.ko", to))
+	if text, err := os.ReadFile(to); err != nil || string(text) != "fine" {
+		t.Errorf("copy: %q %v", text, err)
+	}
+	if names, err := readNames(r.tree, blobDir); err != nil || len(names) > 0 {
+		t.Errorf("blobs: %q %v", names, err)
+	}
+}
+
 func TestDamagedBlob(t *testing.T) {
 	r := writer(t, t.TempDir(), "/")
 	digest, n, err := r.PutBlob(t.Context(), strings.NewReader("content"))
