@@ -38,7 +38,7 @@ func (r *run) collect() ([]Built, error) {
 	for _, m := range r.Manifest.Modules {
 		file, ok := findModule(root, m)
 		if !ok {
-			absent = append(absent, path.Join(m.Dir, m.Name))
+			absent = append(absent, path.Join(m.Dir, m.Name)+".ko")
 			continue
 		}
 		built = append(built, Built{Name: moduleName(m.Name), File: file})
@@ -46,11 +46,11 @@ func (r *run) collect() ([]Built, error) {
 	if len(absent) == 0 {
 		return built, nil
 	}
-	made := "no module"
+	made := "nor any other module"
 	if all := modulesIn(root); len(all) > 0 {
-		made = strings.Join(all, ", ")
+		made = "only " + strings.Join(all, ", ")
 	}
-	err = fmt.Errorf("kbuild produced %s but the manifest lists %s", made, strings.Join(absent, ", "))
+	err = fmt.Errorf("kbuild did not produce %s, %s", strings.Join(absent, ", "), made)
 	fmt.Fprintln(r.Log, err)
 	return nil, r.failed("collect", err)
 }

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"kmodctl/internal/kernel"
 )
@@ -65,9 +68,13 @@ var reproducible = []string{
 // was cancelled; an *exec.Error when a program is not installed. When Run returns,
 // every process that it started is gone.
 func Run(ctx context.Context, j Job) ([]Built, error) {
-	j.Log = &capped{to: j.Log, left: logLen}
-	r := &run{Job: j, telling: &telling{}}
+	log := &capped{to: j.Log, left: logLen}
+	j.Log = log
+	r := &run{Job: j}
 	built, err := r.build(ctx)
+	if err == nil && log.err != nil {
+		built, err = nil, fmt.Errorf("write log: %w", log.err)
+	}
 	if ctx.Err() != nil {
 		built, err = nil, ctx.Err()
 	}
@@ -82,7 +89,7 @@ func Run(ctx context.Context, j Job) ([]Built, error) {
 type run struct {
 	Job
 	wall    wall
-	telling *telling
+	telling telling // of the last step
 }
 
 func (r *run) build(ctx context.Context) ([]Built, error) {
@@ -108,10 +115,17 @@ func (r *run) build(ctx context.Context) ([]Built, error) {
 			continue
 		}
 		if err := r.step(ctx, "patch", "patch", "-p1", "--batch", "--forward", "-i", p.File); err != nil {
+			var failed *Error
+			if errors.As(err, &failed) && !r.telling.full {
+				failed.Line = strings.TrimSuffix(p.File+" does not apply: "+strings.TrimPrefix(failed.Line, "patch: **** "), ": ")
+			}
 			return nil, err
 		}
 	}
 	for _, argv := range r.Manifest.Build.Prepare {
+		if err := r.ownProgram(argv[0]); err != nil {
+			return nil, err
+		}
 		if err := r.step(ctx, "prepare", r.expand(argv)...); err != nil {
 			return nil, err
 		}
@@ -132,6 +146,23 @@ func (r *run) build(ctx context.Context) ([]Built, error) {
 	}
 	// Stripping ran as the build user, on names of his: look again.
 	return r.found(built)
+}
+
+// ownProgram is the error of a prepare step that means a program of the source and
+// leaves out its "./".
+func (r *run) ownProgram(name string) error {
+	if strings.Contains(name, "/") {
+		return nil
+	}
+	if _, err := findProgram(name); err == nil {
+		return nil
+	}
+	if info, err := os.Lstat(filepath.Join(r.Source, name)); err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	err := fmt.Errorf("%s is not on the build's PATH; the source has ./%[1]s", name)
+	fmt.Fprintln(r.Log, err)
+	return r.failed("prepare", err)
 }
 
 // kbuild is the command of Documentation/kbuild/modules.rst. CC is given on the
@@ -169,6 +200,7 @@ func (r *run) step(ctx context.Context, name string, argv ...string) error {
 			return err
 		}
 	}
+	r.telling = telling{}
 	out := &lines{to: r.Log, each: r.telling.read}
 	err := r.wall.run(ctx, file, argv, out)
 	out.flush()
@@ -180,6 +212,9 @@ func (r *run) step(ctx context.Context, name string, argv ...string) error {
 }
 
 func (r *run) failed(step string, err error) *Error {
+	if r.telling.full {
+		err = fmt.Errorf("%w: %w", err, syscall.ENOSPC)
+	}
 	e := &Error{Package: r.Manifest.Name, Release: r.Kernel.Name, Step: step, Err: err}
 	if step != "collect" {
 		e.Line, e.Source = r.telling.explain(r.Source, r.wall.work())

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"kmodctl/internal/kernel"
@@ -194,16 +195,29 @@ func TestRunFails(t *testing.T) {
 		"missing symbol": {with("hello.c", helloSource+"void nothing_here(void);\nvoid f(void) { nothing_here(); }\nEXPORT_SYMBOL(f);\n"),
 			"make", "build hello for " + k.Name + `: ERROR: modpost: "nothing_here" [hello.ko] undefined!`, "", "MODPOST"},
 		"other module": {with(ManifestFile, "name = \"hello\"\nversion = \"1.0\"\nmodule = [{name = \"helo\"}, {name = \"hello\", dir = \"sub\"}]\n"),
-			"collect", "build hello for " + k.Name + ": collect: kbuild produced hello.ko but the manifest lists helo, sub/hello", "", "but the manifest lists helo"},
+			"collect", "build hello for " + k.Name + ": collect: kbuild did not produce helo.ko, sub/hello.ko, only hello.ko", "", "kbuild did not produce helo.ko"},
 		// A link in place of a module would have the installer read what it points at.
 		"link for a module": {with("Kbuild", "$(info $(shell ln -s /etc/shadow $(src)/hello.ko && echo linked))\n"),
-			"collect", "build hello for " + k.Name + ": collect: kbuild produced no module but the manifest lists hello", "", "\nlinked\n"},
+			"collect", "build hello for " + k.Name + ": collect: kbuild did not produce hello.ko, nor any other module", "", "\nlinked\n"},
 		"prepare fails": {with(ManifestFile, recipe(`prepare = [["sh", "-c", "echo it is not there >&2; exit 3"]]`)),
 			"prepare", "build hello for " + k.Name + ": prepare: sh: exit status 3", "", "it is not there"},
 		"prepare is no program": {with(ManifestFile, recipe(`prepare = [["./configure"]]`)),
 			"prepare", "build hello for " + k.Name + ": prepare: ./configure: exec: no such file or directory", "", "+ ./configure"},
 		"patch does not fit": {with(ManifestFile, recipe(`patches = [{ file = "Kbuild" }]`)),
-			"patch", "build hello for " + k.Name + ": patch: **** Only garbage was found in the patch input.", "", "+ patch -p1"},
+			"patch", "build hello for " + k.Name + ": Kbuild does not apply: Only garbage was found in the patch input.", "", "+ patch -p1"},
+		"patch for other lines": {map[string]string{ManifestFile: recipe(`patches = [{ file = "p/api.patch" }]`), "Kbuild": "obj-m := hello.o\n", "hello.c": helloSource,
+			"p/api.patch": "--- a/hello.c\n+++ b/hello.c\n@@ -1 +1 @@\n-nothing of the kind\n+other\n"},
+			"patch", "build hello for " + k.Name + ": p/api.patch does not apply: Hunk #1 FAILED at 1.", "", "patching file hello.c"},
+		"patch that is in already": {map[string]string{ManifestFile: recipe(`patches = [{ file = "p/api.patch" }]`), "Kbuild": "obj-m := hello.o\n", "hello.c": helloSource,
+			"p/api.patch": "--- a/Kbuild\n+++ b/Kbuild\n@@ -1 +1 @@\n-obj-m := helo.o\n+obj-m := hello.o\n"},
+			"patch", "build hello for " + k.Name + ": p/api.patch does not apply: Reversed (or previously applied) patch detected!  Skipping patch.", "", "patching file Kbuild"},
+		"no source for an object": {with("Kbuild", "obj-m := frist.o\n"),
+			"make", "build hello for " + k.Name + ": Kbuild names frist.o, but there is no frist.c (or .S, .rs)", "", "No rule to make target"},
+		"program of the source without ./": {map[string]string{ManifestFile: recipe(`prepare = [["configure"]]`), "configure": "#!/bin/sh\n"},
+			"prepare", "build hello for " + k.Name + ": prepare: configure is not on the build's PATH; the source has ./configure", "", "the source has ./configure"},
+		// What an earlier step complains of, and gets over, is not why a later one fails.
+		"complaint of a step that went well": {with(ManifestFile, recipe(`prepare = [["sh", "-c", "echo conftest.c:1:1: error: x"], ["false"]]`)),
+			"prepare", "build hello for " + k.Name + ": prepare: false: exit status 1", "", "conftest.c"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			j, log := job(t, k, tree(t, c.files))
@@ -222,6 +236,30 @@ func TestRunFails(t *testing.T) {
 				t.Errorf("the log lacks %q:\n%s", c.inLog, log)
 			}
 		})
+	}
+}
+
+func TestRunOnAFullDisk(t *testing.T) {
+	k := series(t, "6.1.")
+	files := helloTree(t)
+	files["Kbuild"] = "$(shell echo 'hello.c:1:1: error: x' >&2; cat $(srctree)/Makefile >/dev/full)\n$(error no more)\n"
+	j, log := job(t, k, tree(t, files))
+	_, err := Run(t.Context(), j)
+	var failed *Error
+	if !errors.As(err, &failed) || !errors.Is(err, syscall.ENOSPC) || failed.Line != "cat: write error: No space left on device" {
+		t.Errorf("%v\n%s", err, log)
+	}
+
+	// The log itself may be what the disk has no room for.
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	j, _ = job(t, k, tree(t, helloTree(t)))
+	j.Log = full
+	if built, err := Run(t.Context(), j); !errors.Is(err, syscall.ENOSPC) || built != nil {
+		t.Errorf("built %v, %v", built, err)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -15,9 +17,13 @@ import (
 
 // telling finds, in what a build prints, the line that says why it failed.
 type telling struct {
-	line   string // the first of tellingLines
+	line   string // the first of tellingLines; that the disk is full goes before all of them
 	likely string // the first of likelyLines
+	full   bool   // the disk is
 }
+
+// noSpace is ENOSPC in the words of the C library: whatever else is said follows from it.
+const noSpace = "No space left on device"
 
 // Lines that name a cause, in the words of the programs that print them.
 var tellingLines = anyOf(
@@ -32,6 +38,7 @@ var tellingLines = anyOf(
 	`^patch: \*\*\*\* `,
 	`^Hunk #\d+ FAILED at `,
 	`^can't find file to patch `,
+	`^Reversed \(or previously applied\) patch detected`,
 )
 
 // Lines that may name it: a missing program does not always end a build, and
@@ -46,6 +53,9 @@ const lineLen = 400 // of a line that goes into an error, in bytes
 
 // read looks at one line of the log.
 func (t *telling) read(line string) {
+	if !t.full && strings.Contains(line, noSpace) {
+		t.line, t.full = line, true
+	}
 	if t.line != "" {
 		return
 	}
@@ -59,6 +69,32 @@ func (t *telling) read(line string) {
 // anyOf is compiled when the first log is read: most commands read none.
 func anyOf(patterns ...string) func() *regexp.Regexp {
 	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(strings.Join(patterns, "|")) })
+}
+
+// noRule is make's, who does not know of which sources an object can be made.
+var noRule = regexp.MustCompile("No rule to make target [`']([^']+)\\.o', needed by ")
+
+// noSource says which file is missing for an object that kbuild was told to make.
+func noSource(source, line string) (string, bool) {
+	found := noRule.FindStringSubmatch(line)
+	if found == nil || !filepath.IsLocal(found[1]) {
+		return "", false
+	}
+	root, err := os.OpenRoot(source)
+	if err != nil {
+		return "", false
+	}
+	defer root.Close()
+	for _, ext := range []string{".c", ".S", ".rs"} {
+		if isFile(root, found[1]+ext) {
+			return "", false
+		}
+	}
+	lists := path.Join(path.Dir(found[1]), "Kbuild")
+	if makefile := path.Join(path.Dir(found[1]), "Makefile"); !isFile(root, lists) && isFile(root, makefile) {
+		lists = makefile
+	}
+	return fmt.Sprintf("%s names %s.o, but there is no %[2]s.c (or .S, .rs)", lists, found[1]), true
 }
 
 var position = regexp.MustCompile(`^([^\s:]+):(\d+)(:\d+)?: `)
@@ -76,6 +112,9 @@ func (t *telling) explain(source, work string) (line string, code []string) {
 		line = line[:lineLen] + "..."
 	}
 	line = strings.ToValidUTF8(line, "?")
+	if why, ok := noSource(source, line); ok {
+		return why, nil
+	}
 	at := position.FindStringSubmatch(line)
 	if at == nil {
 		return line, nil
@@ -126,25 +165,24 @@ const sourceLen = 16 << 20 // of a source file that is looked at, in bytes
 // logLen bounds what a build may write into its log, in bytes.
 const logLen = 64 << 20
 
-// capped passes on the first bytes of a log and drops what comes after them.
+// capped passes on the first bytes of a log and drops what comes after them. It
+// never fails: the disk may be full, and a build that is cut off cannot say so.
 type capped struct {
 	to   io.Writer
 	left int
+	err  error // first error of to
 }
 
 func (c *capped) Write(p []byte) (int, error) {
-	if c.left == 0 {
+	if c.left == 0 || c.err != nil {
 		return len(p), nil
 	}
-	keep := p[:min(len(p), c.left)]
-	n, err := c.to.Write(keep)
+	n, err := c.to.Write(p[:min(len(p), c.left)])
 	c.left -= n
 	if err == nil && c.left == 0 {
 		_, err = fmt.Fprintf(c.to, "\nlog cut at %d MiB\n", logLen>>20)
 	}
-	if err != nil {
-		return n, err
-	}
+	c.err = err
 	return len(p), nil
 }
 
