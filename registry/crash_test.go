@@ -60,8 +60,9 @@ func init() {
 		}
 	}
 
-	// Installs what the registry has for net.
+	// Installs what the registry has for net, with the depmod of a folder.
 	helpers["install"] = func(args []string) error {
+		depmodPlaces = args[2:]
 		r, err := OpenWriter(context.Background(), args[0], kernel.Root(args[1]), WriterOptions{Command: "kmodctl install"})
 		if err != nil {
 			return err
@@ -218,15 +219,15 @@ func TestDepmodOutlivesItsWriter(t *testing.T) {
 	started, goOn := filepath.Join(pipes, "started"), filepath.Join(pipes, "go")
 	must(t, unix.Mkfifo(started, 0o600))
 	must(t, unix.Mkfifo(goOn, 0o600))
-	fakeDepmod(t, "echo $$ > "+started+"; read < "+goOn+"; exec /usr/sbin/depmod \"$@\"")
+	fake := fakeDepmod(t, "echo $$ > "+started+"; read < "+goOn+"; exec /usr/sbin/depmod \"$@\"")
 
-	cmd := helper("install", dir, string(root))
+	cmd := helper("install", dir, string(root), fake)
 	must(t, cmd.Start())
 	_, err := os.ReadFile(started) // returns when depmod has begun
 	must(t, err)
 	must(t, cmd.Process.Kill())
 	cmd.Wait()
-	t.Setenv("PATH", "/usr/sbin:/usr/bin") // from now on the real one
+	depmodIn(t, "/usr/sbin") // from now on the real one
 
 	var holder string
 	r, err = OpenWriter(t.Context(), dir, root, WriterOptions{Waiting: func(h string) {

@@ -25,8 +25,9 @@ var indexFiles = []string{
 	"modules.builtin.bin", "modules.builtin.alias.bin", "modules.devname",
 }
 
-// depmodPlaces are tried when PATH, as for many users, lacks the sbin folders.
-var depmodPlaces = []string{"depmod", "/usr/sbin/depmod", "/sbin/depmod"}
+// depmodPlaces are where depmod is looked for. PATH is the caller's word and has
+// no say in what runs with our rights.
+var depmodPlaces = []string{"/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin"}
 
 // depmodCommand prepares depmod(8) for a release, or says why it must not run:
 // ErrNoDepmod, or a *LinkError when depmod, which knows nothing of a root's links,
@@ -34,7 +35,7 @@ var depmodPlaces = []string{"depmod", "/usr/sbin/depmod", "/sbin/depmod"}
 func depmodCommand(root kernel.Root, m *modules) (*exec.Cmd, error) {
 	var file string
 	for _, place := range depmodPlaces {
-		if found, err := exec.LookPath(place); err == nil {
+		if found, err := exec.LookPath(filepath.Join(place, "depmod")); err == nil {
 			file = found
 			break
 		}
@@ -87,8 +88,8 @@ func (m *modules) reindex(depmod *exec.Cmd, lock *os.File) error {
 		return fmt.Errorf("run depmod for %s: %w%s", m.release, err, lastLines(text))
 	}
 	for _, name := range indexFiles {
-		if err := syncFile(m.tree, name); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("sync %s: %w", path.Join(m.inside, name), bare(err))
+		if err := settleFile(m.tree, name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("settle %s: %w", path.Join(m.inside, name), bare(err))
 		}
 	}
 	return syncDir(m.tree, ".")
@@ -154,11 +155,13 @@ func lastLines(text []byte) string {
 	return "\n  " + strings.Join(lines[max(0, len(lines)-3):], "\n  ")
 }
 
-func syncFile(tree *os.Root, name string) error {
+// settleFile makes a file of depmod's durable, and readable by everyone whatever
+// the umask was: modprobe reads the index for any user.
+func settleFile(tree *os.Root, name string) error {
 	f, err := tree.Open(name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return f.Sync()
+	return errors.Join(f.Chmod(0o644), f.Sync())
 }

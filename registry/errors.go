@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// ErrNoDepmod says that no depmod(8) is on PATH, in /sbin or /usr/sbin.
+// ErrNoDepmod says that no depmod(8) is in /sbin, /bin, their like in /usr, or
+// /usr/local/sbin.
 var ErrNoDepmod = errors.New("depmod is not on this machine")
 
 // ErrReadOnly says that the registry was opened for reading.

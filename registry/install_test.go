@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestInstallReplaceUninstall(t *testing.T) {
@@ -157,9 +159,7 @@ func TestInstallRefuses(t *testing.T) {
 			flipBit(t, r.BlobPath(a.Modules[0].Digest))
 		}, func(err error) bool { var e *CorruptError; return errors.As(err, &e) }},
 		{"no depmod", func(t *testing.T, root string, r *Registry) {
-			places := depmodPlaces
-			depmodPlaces = []string{"no-such-depmod"}
-			t.Cleanup(func() { depmodPlaces = places })
+			depmodIn(t, t.TempDir())
 		}, func(err error) bool { return errors.Is(err, ErrNoDepmod) }},
 		{"a depmod that fails", func(t *testing.T, root string, r *Registry) {
 			fakeDepmod(t, "echo 'depmod: ERROR: out of luck' >&2; exit 1")
@@ -352,12 +352,67 @@ func FuzzReadIndex(f *testing.F) {
 	})
 }
 
-// fakeDepmod puts a shell script first on PATH.
-func fakeDepmod(t *testing.T, script string) {
+// The index is readable by everyone whatever the umask is, and PATH names no
+// depmod.
+func TestIndexIsForEveryone(t *testing.T) {
+	root := newRoot(t)
+	r := writer(t, t.TempDir(), root)
+	a := mustPut(t, r, "net", "1", "net=1")
+	bin := tree(t, "depmod!=#!/bin/sh\nexit 1\n")
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	defer unix.Umask(unix.Umask(0o077))
+	_, err := r.Install(t.Context(), release, []Artifact{a})
+	must(t, err)
+	found := 0
+	for _, name := range indexFiles {
+		info, err := os.Stat(filepath.Join(string(root), modulesPath(release), name))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // not every depmod writes them all
+		}
+		must(t, err)
+		found++
+		if info.Mode() != 0o644 {
+			t.Errorf("%s: %v", name, info.Mode())
+		}
+	}
+	if found < 4 {
+		t.Errorf("%d files of an index", found)
+	}
+}
+
+// depmod gets the lock, and no descriptor that our caller forgot to close.
+func TestDepmodInheritsTheLockAlone(t *testing.T) {
+	root, dir, seen := newRoot(t), t.TempDir(), filepath.Join(t.TempDir(), "seen")
+	r := writer(t, dir, root)
+	mustPut(t, r, "net", "1", "net=1")
+	must(t, r.Close())
+	forgotten, err := os.Create(filepath.Join(t.TempDir(), "forgotten"))
+	must(t, err)
+	defer forgotten.Close()
+	bin := fakeDepmod(t, `for fd in /proc/$$/fd/*; do readlink $fd; done >`+seen+`; exec /usr/sbin/depmod "$@"`)
+	cmd := helper("install", dir, string(root), bin)
+	cmd.ExtraFiles = []*os.File{forgotten, forgotten} // 3 will be the lock
+	must(t, cmd.Run())
+	text, err := os.ReadFile(seen)
+	must(t, err)
+	if strings.Contains(string(text), "forgotten") || !strings.Contains(string(text), filepath.Join(dir, lockFile)+"\n") {
+		t.Errorf("depmod's files:\n%s", text)
+	}
+}
+
+// fakeDepmod has a shell script run in place of depmod, and returns its folder.
+func fakeDepmod(t *testing.T, script string) string {
 	t.Helper()
-	dir := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(dir, "depmod"), []byte("#!/bin/bash\n"+script+"\n"), 0o755))
-	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	dir := tree(t, "depmod!=#!/bin/bash\n"+script+"\n")
+	depmodIn(t, dir)
+	return dir
+}
+
+// depmodIn has depmod looked for in dir alone.
+func depmodIn(t *testing.T, dir string) {
+	places := depmodPlaces
+	depmodPlaces = []string{dir}
+	t.Cleanup(func() { depmodPlaces = places })
 }
 
 func mustInstalls(t *testing.T, r *Registry) []Install {

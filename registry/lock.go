@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"strings"
 
@@ -48,6 +49,13 @@ func acquire(ctx context.Context, tree *os.Root, o WriterOptions) (*os.File, err
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
 	return f, nil
+}
+
+// keepToOurselves keeps the descriptors that our caller left open from what we
+// start: a depmod that outlives us must hold on to nothing but the lock. Go's own
+// are closed on exec. Kernels before 5.11 do not know how; there it is left out.
+func keepToOurselves() {
+	unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 }
 
 func flock(f *os.File, how int) error {

@@ -81,6 +81,9 @@ func Open(ctx context.Context, dir string) (*Registry, error) {
 // none. It waits, as long as ctx allows, until no other writer and no depmod of a
 // killed one is at work, and then finishes or undoes what was cut off: see
 // Recovered. root is where modules are installed; a registry belongs to one root.
+//
+// Every file that this process has open is marked close-on-exec: what it starts
+// inherits none but those it is given.
 func OpenWriter(ctx context.Context, dir string, root kernel.Root, o WriterOptions) (*Registry, error) {
 	r, err := openWriter(ctx, dir, root, o)
 	if err != nil {
@@ -90,6 +93,7 @@ func OpenWriter(ctx context.Context, dir string, root kernel.Root, o WriterOptio
 }
 
 func openWriter(ctx context.Context, dir string, root kernel.Root, o WriterOptions) (*Registry, error) {
+	keepToOurselves()
 	if err := makeDir(dir); err != nil {
 		return nil, err
 	}
