@@ -29,6 +29,7 @@ const x86Config = "CONFIG_CC_VERSION_TEXT=\"gcc (GCC) 14.2.1\"\nCONFIG_X86_64=y\
 func tree(folder string) map[string]string {
 	return map[string]string{
 		folder + "/Makefile":       "",
+		folder + "/scripts/":       "",
 		folder + "/.config":        x86Config,
 		folder + "/Module.symvers": "0x00000000\tprintk\tvmlinux\tEXPORT_SYMBOL\t\n",
 	}
@@ -195,7 +196,15 @@ func TestFindDamagedTree(t *testing.T) {
 			{"headers for " + release + " are not installed (/lib/modules/" + release + "/build leads to /" + folder + ", which cannot be opened)", "apt install linux-headers-" + release}}},
 		"a link to itself": {join(link, map[string]string{"lib/modules/" + release + "/build": "-> build"}), []Missing{
 			{"headers for " + release + " are not installed (/lib/modules/" + release + "/build leads to build, which cannot be opened)", "apt install linux-headers-" + release}}},
-		"an own tree": {map[string]string{"etc/os-release": debian, "home/u/linux/Makefile": "", "home/u/linux/.config": x86Config, "lib/modules/" + release + "/build": "-> /home/u/linux"}, []Missing{
+		"scripts in a package that is not there": {join(without("scripts/"), map[string]string{folder + "/scripts": "-> ../../lib/linux-kbuild-6.1/scripts"}), []Missing{
+			{"headers for " + release + " are incomplete: /usr/lib/linux-kbuild-6.1/scripts does not exist", "apt install linux-kbuild-6.1"}}},
+		"scripts elsewhere": {join(without("scripts/"), map[string]string{folder + "/scripts": "-> /opt/gone"}), []Missing{
+			{"headers for " + release + " are incomplete: /opt/gone does not exist", again}}},
+		"scripts of this machine": {join(without("scripts/"), map[string]string{folder + "/scripts": "-> /proc/self"}), []Missing{
+			{"headers for " + release + " are incomplete: /proc/self does not exist", again}}},
+		"no scripts": {without("scripts/"), []Missing{
+			{"headers for " + release + " are incomplete: /" + folder + "/scripts does not exist", again}}},
+		"an own tree": {map[string]string{"etc/os-release": debian, "home/u/linux/scripts/": "", "home/u/linux/Makefile": "", "home/u/linux/.config": x86Config, "lib/modules/" + release + "/build": "-> /home/u/linux"}, []Missing{
 			{"build tree /home/u/linux has no Module.symvers, the list of the kernel's symbols", ""}}},
 	} {
 		t.Run(name, func(t *testing.T) {

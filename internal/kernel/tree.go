@@ -102,6 +102,9 @@ func (s survey) openTree(place, release string) (*Tree, []Missing) {
 	if s.first(tree.Path+"/Makefile") == "" {
 		lacks("has no Makefile")
 	}
+	if target, remedy := s.withoutScripts(tree.Path, release); target != "" {
+		missing = append(missing, Missing{"headers for " + release + " are incomplete: " + target + " does not exist", remedy})
+	}
 	if tree.Config, err = s.readConfig(tree.Path); err != nil {
 		lacks(err.Error())
 	}
@@ -116,6 +119,34 @@ func (s survey) openTree(place, release string) (*Tree, []Missing) {
 	}
 	tree.CC = tree.Config.compiler()
 	return tree, nil
+}
+
+// withoutScripts returns where a tree's scripts should be, when they are not there,
+// and what brings them. Debian has them in a package of their own, which a link
+// names; under a root that lacks it, kbuild would take this machine's.
+func (s survey) withoutScripts(tree, release string) (target, remedy string) {
+	target = tree + "/scripts"
+	if s.first(target) != "" {
+		return "", ""
+	}
+	remedy = s.reinstall(tree, release)
+	folder, err := s.root.Path(tree)
+	if err != nil {
+		return target, remedy
+	}
+	link, err := os.Readlink(filepath.Join(folder, "scripts"))
+	if err != nil {
+		return target, remedy
+	}
+	if target = link; !filepath.IsAbs(link) {
+		target = filepath.Join(tree, link)
+	}
+	for name := range strings.SplitSeq(target, "/") {
+		if p := s.packager(); strings.HasPrefix(name, "linux-kbuild-") && p.install == "apt install" {
+			remedy = p.install + " " + name
+		}
+	}
+	return target, remedy
 }
 
 // broken says what is wrong with a build link that leads nowhere.
