@@ -102,14 +102,14 @@ func (s survey) openTree(place, release string) (*Tree, []Missing) {
 	if s.first(tree.Path+"/Makefile") == "" {
 		lacks("has no Makefile")
 	}
-	if target, remedy := s.withoutScripts(tree.Path, release); target != "" {
-		missing = append(missing, Missing{"headers for " + release + " are incomplete: " + target + " does not exist", remedy})
-	}
 	if tree.Config, err = s.readConfig(tree.Path); err != nil {
 		lacks(err.Error())
 	}
 	if tree.Symvers, err = s.root.Path(tree.Path + "/Module.symvers"); err != nil {
 		lacks("has no Module.symvers, the list of the kernel's symbols")
+	}
+	if target, remedy := s.withoutScripts(tree.Path, release); target != "" {
+		missing = append(missing, Missing{"headers for " + release + " are incomplete: " + target + " does not exist", remedy})
 	}
 	if other := s.builtFor(tree.Path); other != "" && other != release {
 		lacks("is for kernel " + other)
