@@ -41,6 +41,7 @@ type Registry struct {
 
 	mu        sync.Mutex
 	recovered []string
+	left      []error // work folders that could not be removed
 }
 
 // WriterOptions are what OpenWriter wants to know of its caller.
@@ -141,9 +142,12 @@ func (r *Registry) note(format string, args ...any) {
 	r.recovered = append(r.recovered, fmt.Sprintf(format, args...))
 }
 
-// Close gives the lock back.
+// Close gives the lock back. Its error tells of work folders that are left, too.
 func (r *Registry) Close() error {
-	var errs []error
+	r.mu.Lock()
+	errs := r.left
+	r.left = nil
+	r.mu.Unlock()
 	if r.db != nil {
 		errs = append(errs, r.db.Close())
 	}

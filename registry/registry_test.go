@@ -323,6 +323,72 @@ func TestHolderIsGone(t *testing.T) {
 	}
 }
 
+func init() {
+	// Makes work folders of a build that took its own rights away, twice: they are
+	// removed by done, or by the next writer.
+	helpers["unreadable"] = func(args []string) error {
+		for range 2 {
+			r, err := OpenWriter(context.Background(), args[0], "/", WriterOptions{})
+			if err != nil {
+				return err
+			}
+			if left, err := readNames(r.tree, workDir); err != nil || len(left) > 0 {
+				return fmt.Errorf("swept: %q is left, %v, %q", left, err, r.Recovered())
+			}
+			dir, done, err := r.NewWork("net")
+			if err != nil {
+				return err
+			}
+			if err := os.MkdirAll(filepath.Join(dir, "a/b/c"), 0o700); err != nil {
+				return err
+			}
+			for _, d := range []string{"a/b/c", "a/b", "a", "."} {
+				if err := os.Chmod(filepath.Join(dir, d), 0o400); err != nil {
+					return err
+				}
+			}
+			if args[1] == "done" {
+				done()
+				if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+					return fmt.Errorf("done: %s is left: %v, close: %v", dir, err, r.Close())
+				}
+			}
+			if err := r.Close(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// A folder without rights in a work folder goes like any other, though its owner
+// is not root.
+func TestWorkWithoutRights(t *testing.T) {
+	for _, how := range []string{"done", "sweep"} {
+		dir := t.TempDir()
+		openDirs(t, dir)
+		must(t, os.Chown(dir, 65534, 65534))
+		cmd := helper("unreadable", dir, how)
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+		if err := cmd.Run(); err != nil {
+			t.Errorf("%s: %v", how, err)
+		}
+	}
+}
+
+// A work folder that cannot be removed is told of.
+func TestWorkThatStays(t *testing.T) {
+	r, err := OpenWriter(t.Context(), t.TempDir(), "/", WriterOptions{})
+	must(t, err)
+	dir, done, err := r.NewWork("net")
+	must(t, err)
+	smallDisk(t, dir, 1<<16) // a mount point
+	done()
+	if err := r.Close(); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("close: %v", err)
+	}
+}
+
 func TestRecoverAfterKill(t *testing.T) {
 	dir := t.TempDir()
 	cmd, _, worker := startHolder(t, dir)
@@ -368,6 +434,12 @@ func TestModes(t *testing.T) {
 	r := writer(t, dir, "/")
 	_, _, err := r.PutBlob(t.Context(), strings.NewReader("x"))
 	must(t, err)
+	work, done, err := r.NewWork("x")
+	must(t, err)
+	defer done()
+	if info, err := os.Stat(work); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("work folder: %v %v", info, err) // the user of a build enters it
+	}
 	for name, want := range map[string]os.FileMode{
 		".": 0o755, "..": 0o755, "blobs": 0o755, blobDir: 0o755, workDir: 0o711,
 		lockFile: 0o600, writerFile: 0o644, "README": 0o644, dbFile: 0o644, dbFile + "-wal": 0o644, dbFile + "-shm": 0o644,

@@ -3,7 +3,9 @@ package registry
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,9 +19,10 @@ const (
 	workEnv = "KMODCTL_WORK" // a process with this works for the folder it names
 )
 
-// NewWork makes a private folder for a build on the registry's filesystem. done
-// removes it; after a crash the next writer does, once it has killed every
-// process whose environment has KMODCTL_WORK set to a path in it.
+// NewWork makes a folder for a build on the registry's filesystem, which every
+// user may enter. done removes it, and Close returns the error if that fails;
+// after a crash the next writer removes it, once it has killed every process
+// whose environment has KMODCTL_WORK set to a path in it.
 func (r *Registry) NewWork(label string) (dir string, done func(), err error) {
 	if r.lock == nil {
 		return "", nil, ErrReadOnly
@@ -34,7 +37,35 @@ func (r *Registry) NewWork(label string) (dir string, done func(), err error) {
 	if err := r.tree.Mkdir(name, 0o755); err != nil {
 		return "", nil, fmt.Errorf("make work folder: %w", err)
 	}
-	return filepath.Join(r.dir, name), func() { r.tree.RemoveAll(name) }, nil
+	done = func() {
+		if err := removeTree(r.tree, name); err != nil {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.left = append(r.left, fmt.Errorf("remove work folder: %w", err))
+		}
+	}
+	if err := r.tree.Chmod(name, 0o755); err != nil { // whatever the umask is
+		done()
+		return "", nil, fmt.Errorf("make work folder: %w", err)
+	}
+	return filepath.Join(r.dir, name), done, nil
+}
+
+// removeTree removes a folder and what is in it. Who is not root has to let
+// himself into folders that a build has left without rights.
+func removeTree(tree *os.Root, name string) error {
+	err := tree.RemoveAll(name)
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	// WalkDir shows a folder before it reads it.
+	fs.WalkDir(tree.FS(), name, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() && tree.Chmod(p, 0o700) != nil {
+			return fs.SkipDir // RemoveAll says why
+		}
+		return nil
+	})
+	return tree.RemoveAll(name)
 }
 
 // sweepWork removes the work folders of writers that are gone, after their
@@ -56,7 +87,7 @@ func (r *Registry) sweepWork() {
 		}
 	}
 	for _, name := range names {
-		if err := r.tree.RemoveAll(filepath.Join(workDir, name)); err != nil {
+		if err := removeTree(r.tree, filepath.Join(workDir, name)); err != nil {
 			r.note("could not remove work folder %s: %v", name, err)
 			continue
 		}
