@@ -15,8 +15,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"kmodctl/internal/kernel"
 )
 
 // Source is one package version as the registry keeps it: a copy of its folder.
@@ -175,7 +173,7 @@ func (r *Registry) sources(name string) ([]Source, error) {
 		if c := strings.Compare(a.Name, b.Name); c != 0 {
 			return c
 		}
-		return kernel.Compare(a.Version, b.Version) // releases of kernels and packages order alike
+		return compareVersions(a.Version, b.Version)
 	})
 	return srcs, err
 }

@@ -188,7 +188,7 @@ func TestAddChangedManifest(t *testing.T) {
 
 func TestSourcesSortAndAreFound(t *testing.T) {
 	r := writer(t, t.TempDir(), "/")
-	for _, v := range []string{"1.10", "1.9", "1.10-rc1"} {
+	for _, v := range []string{"1.10", "1.9", "1.10-beta1", "1.10-rc1"} {
 		_, _, err := r.AddSource(t.Context(), tree(t, "v="+v), "hello", v, v)
 		must(t, err)
 	}
@@ -198,7 +198,7 @@ func TestSourcesSortAndAreFound(t *testing.T) {
 	for _, s := range srcs {
 		got = append(got, s.Version)
 	}
-	equal(t, "versions", got, []string{"1.9", "1.10-rc1", "1.10"})
+	equal(t, "versions", got, []string{"1.9", "1.10-beta1", "1.10-rc1", "1.10"})
 	newest, err := r.Source("hello", "")
 	must(t, err)
 	if newest.Version != "1.10" {
@@ -212,7 +212,7 @@ func TestSourcesSortAndAreFound(t *testing.T) {
 	if _, err := r.Source("hello", "2"); !errors.As(err, &e) {
 		t.Fatalf("error: %v", err)
 	}
-	equal(t, "versions of hello", e.Near, []string{"1.10", "1.10-rc1", "1.9"})
+	equal(t, "versions of hello", e.Near, []string{"1.10", "1.10-rc1", "1.10-beta1", "1.9"})
 }
 
 func TestRemoveSource(t *testing.T) {
