@@ -165,6 +165,7 @@ func (m *machine) boot(ctx context.Context, accel string, beginWithin time.Durat
 	default:
 		failure.Reason = ending(failure.Console, m.out.begun())
 	}
+	failure.Reason = withFault(failure.Reason, failure.Console)
 	return -1, failure
 }
 

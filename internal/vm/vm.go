@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"strings"
 	"time"
 )
 
@@ -71,17 +70,11 @@ type File struct {
 // hung, never reached /init, or the program was killed by a signal.
 type Error struct {
 	Image   string // Config.Image
-	Reason  string // one line
+	Reason  string // one line, with what the kernel says is its fault
 	Console string // the end of what the kernel and pid 1 printed, at most 8 KiB
 }
 
-func (e *Error) Error() string {
-	msg := "boot " + e.Image + ": " + e.Reason
-	if e.Console == "" {
-		return msg
-	}
-	return msg + "\n  console: " + strings.ReplaceAll(e.Console, "\n", "\n  console: ")
-}
+func (e *Error) Error() string { return "boot " + e.Image + ": " + e.Reason }
 
 // Run boots c.Image, runs c.Init in it and returns the program's exit code.
 //

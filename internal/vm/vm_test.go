@@ -240,9 +240,12 @@ func TestPanicOfTheKernel(t *testing.T) {
 		t.Errorf("reason %q", e.Reason)
 	}
 	for _, want := range []string{"sysrq: Trigger a crash", "Call Trace"} {
-		if !strings.Contains(e.Error(), want) {
-			t.Errorf("the console's %q is not in the error: %v", want, e)
+		if !strings.Contains(e.Console, want) {
+			t.Errorf("the console lacks %q: %s", want, e.Console)
 		}
+	}
+	if want := "boot " + image + ": " + e.Reason; e.Error() != want {
+		t.Errorf("error %q, want %q", e, want)
 	}
 }
 
