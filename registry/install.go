@@ -196,16 +196,18 @@ func (r *Registry) change(ctx context.Context, in intent) (Result, error) {
 	return r.carryOut(m, in, steps, visible)
 }
 
-// checkOwners refuses a module that another package has, or that two of ours have.
+// checkOwners refuses a module that another package has. Of two packages of the
+// intent the one that has it installed is its owner, else the first.
 func checkOwners(rows []Install, in intent) error {
 	owners := map[string]string{}
 	for _, i := range rows {
-		if !slices.Contains(in.Packages, i.Package) {
+		keeps := func(t Install) bool { return t.Package == i.Package && t.Module == i.Module }
+		if !slices.Contains(in.Packages, i.Package) || slices.ContainsFunc(in.Target, keeps) {
 			owners[i.Module] = i.Package
 		}
 	}
 	for _, t := range in.Target {
-		if owner, ok := owners[t.Module]; ok {
+		if owner, ok := owners[t.Module]; ok && owner != t.Package {
 			return &PackageError{t.Package, &OwnedError{Module: t.Module, Owner: owner}}
 		}
 		owners[t.Module] = t.Package

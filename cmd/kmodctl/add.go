@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -22,24 +24,25 @@ func cmdAdd(e *env) *cli.Command {
 			if err != nil {
 				return err
 			}
-			m, err := build.CheckSource(dir)
-			if err != nil {
+			if _, err := build.CheckSource(dir); err != nil {
 				return err
 			}
-			if e.dryRun {
-				fmt.Fprintf(e.out, "add %s %s from %s\n", m.Name, m.Version, dir)
-				return nil
-			}
-			reg, err := e.writer(c.Context, "add "+dir)
+			reg, err := e.open(c.Context, "add "+dir)
 			if err != nil {
 				return err
 			}
 			defer reg.Close()
-			src, err := (&job{env: e, reg: reg}).add(c.Context, dir, m)
-			if err != nil || !e.json {
+			src, err := (&job{env: e, reg: reg}).add(c.Context, dir)
+			if err != nil {
 				return err
 			}
-			return e.document("add", src)
+			if e.json {
+				return e.document("add", src)
+			}
+			if e.dryRun {
+				fmt.Fprintf(e.out, "add %s %s from %s\n", src.Name, src.Version, src.Origin)
+			}
+			return nil
 		},
 	}
 }
@@ -49,8 +52,8 @@ func cmdRemove(e *env) *cli.Command {
 		Name:      "remove",
 		Usage:     "uninstall a package everywhere and forget its source and artifacts",
 		ArgsUsage: "NAME|NAME@VERSION",
-		Description: examples("Nothing is unloaded: what is live stays so until it is unloaded or the machine reboots.\n"+
-			"The history of builds and installs is kept.",
+		Description: examples("Of a NAME alone every version. Nothing is unloaded: what is live stays so until it is\n"+
+			"unloaded or the machine reboots. The history of builds and installs is kept.",
 			"kmodctl remove hello", "kmodctl remove hello@1.0.0"),
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
@@ -58,41 +61,76 @@ func cmdRemove(e *env) *cli.Command {
 			if err != nil {
 				return err
 			}
-			reg, err := e.open(c.Context, "remove "+arg)
-			if err != nil {
-				return err
-			}
-			defer reg.Close()
-			src, err := source(reg, arg)
-			if err != nil {
-				return err
-			}
-			installs, err := reg.Installs()
-			if err != nil {
-				return err
-			}
-			for _, release := range releasesOf(installs, src.Name, src.Version) {
-				if e.dryRun {
-					fmt.Fprintf(e.out, "uninstall %s %s for %s\n", src.Name, src.Version, release)
-					continue
-				}
-				_, err := reg.Uninstall(c.Context, release, []string{src.Name})
-				if err != nil {
-					return err
-				}
-				e.changed("uninstalled %s %s for %s", src.Name, src.Version, release)
-			}
-			if e.dryRun {
-				fmt.Fprintf(e.out, "remove %s %s\n", src.Name, src.Version)
-				return nil
-			}
-			if err := reg.RemoveSource(src.Name, src.Version); err != nil {
-				return err
-			}
-			e.changed("removed %s %s", src.Name, src.Version)
-			return nil
+			return e.remove(c.Context, arg)
 		},
 	}
+}
+
+func (e *env) remove(ctx context.Context, arg string) error {
+	reg, err := e.open(ctx, "remove "+arg)
+	if err != nil {
+		return err
+	}
+	defer reg.Close()
+	sources, err := versions(reg, arg)
+	if err != nil {
+		return err
+	}
+	installs, err := reg.Installs()
+	if err != nil {
+		return err
+	}
+	var changes []registry.Change
+	for _, src := range sources {
+		for _, release := range releasesOf(installs, src.Name, src.Version) {
+			if e.dryRun {
+				e.plan("uninstall %s %s for %s", src.Name, src.Version, release)
+				continue
+			}
+			res, err := reg.Uninstall(ctx, release, []string{src.Name})
+			if err != nil {
+				return err
+			}
+			changes = append(changes, res.Changes...)
+			e.changed("uninstalled %s %s for %s", src.Name, src.Version, release)
+		}
+		if e.dryRun {
+			e.plan("remove %s %s", src.Name, src.Version)
+			continue
+		}
+		if err := reg.RemoveSource(src.Name, src.Version); err != nil {
+			return err
+		}
+		e.changed("removed %s %s", src.Name, src.Version)
+	}
+	if e.json {
+		return e.document("remove", map[string]any{"dry_run": e.dryRun, "packages": refs(sources), "changes": orEmpty(changes)})
+	}
+	return nil
+}
+
+// versions are the packages that NAME@VERSION means, or all versions of NAME.
+func versions(reg *registry.Registry, arg string) (out []registry.Source, err error) {
+	src, err := source(reg, arg)
+	if err != nil || strings.Contains(arg, "@") {
+		return []registry.Source{src}, err
+	}
+	all, err := reg.Sources()
+	for _, s := range all {
+		if s.Name == src.Name {
+			out = append(out, s)
+		}
+	}
+	return out, err
+}
+
+// refs are the packages as NAME@VERSION.
+func refs(sources []registry.Source) []string {
+	out := []string{}
+	for _, s := range sources {
+		out = append(out, s.Name+"@"+s.Version)
+	}
+	return out
 }
 
 // releasesOf are the kernels that have that package installed; version "" means any.

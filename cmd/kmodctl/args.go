@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -22,6 +24,10 @@ func arrange(app *cli.App, argv []string) ([]string, error) {
 		}
 		if !strings.HasPrefix(word, "-") || word == "-" {
 			if cmd == nil {
+				if word == "help" { // kmodctl help build
+					global = append(global, "--help")
+					continue
+				}
 				if cmd = app.Command(word); cmd == nil {
 					return nil, unknownCommand(app, word)
 				}
@@ -35,6 +41,14 @@ func arrange(app *cli.App, argv []string) ([]string, error) {
 		if cmd != nil && (flag == nil || findFlag(cmd.Flags, name) != nil) {
 			flag, into = findFlag(cmd.Flags, name), &local
 		}
+		switch {
+		case name == "help" || name == "h":
+		case name == "version" && cmd == nil:
+			cmd = app.Command("version")
+			continue
+		case flag == nil:
+			return nil, unknownFlag(app, cmd, word, name)
+		}
 		*into = append(*into, word)
 		if takesValue(flag) && !hasValue {
 			if i++; i == len(words) {
@@ -42,6 +56,9 @@ func arrange(app *cli.App, argv []string) ([]string, error) {
 			}
 			*into = append(*into, words[i])
 		}
+	}
+	if i := slices.Index(global, "--help"); i >= 0 && cmd != nil {
+		global, local = slices.Delete(global, i, i+1), append(local, "--help")
 	}
 	out := append([]string{argv[0]}, global...)
 	if cmd != nil {
@@ -68,14 +85,41 @@ func takesValue(f cli.Flag) bool {
 }
 
 func unknownCommand(app *cli.App, name string) error {
-	best, distance := "", 3
+	var names []string
 	for _, c := range app.Commands {
-		if d := smetrics.WagnerFischer(name, c.Name, 1, 1, 1); d < distance && !c.Hidden {
-			best, distance = c.Name, d
+		if !c.Hidden {
+			names = append(names, c.Name)
 		}
 	}
-	if best != "" {
-		return usagef("unknown command %q (nearest: %q)", name, best)
+	return usagef("unknown command %q%s", name, nearestOf(name, names))
+}
+
+func unknownFlag(app *cli.App, cmd *cli.Command, word, name string) error {
+	flags, of := app.Flags, ""
+	if cmd != nil {
+		flags, of = slices.Concat(cmd.Flags, app.Flags), " of "+cmd.Name
 	}
-	return usagef("unknown command %q", name)
+	var names []string
+	for _, f := range flags {
+		for _, n := range f.Names() {
+			if len(n) > 1 {
+				names = append(names, "--"+n)
+			}
+		}
+	}
+	return usagef("unknown flag %s%s%s", word, of, nearestOf("--"+name, names))
+}
+
+// nearestOf names the one of names that may have been meant.
+func nearestOf(name string, names []string) string {
+	best, distance := "", 3
+	for _, n := range names {
+		if d := smetrics.WagnerFischer(name, n, 1, 1, 1); d < distance {
+			best, distance = n, d
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (nearest: %q)", best)
 }

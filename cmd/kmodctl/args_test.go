@@ -17,7 +17,9 @@ func TestArrange(t *testing.T) {
 		{"unload -r stack_user", "unload -r -- stack_user"},
 		{"load -- -odd", "load -- -odd"},
 		{"build --help", "build --help --"},
-		{"build --bogus x", "build --bogus -- x"},
+		{"help build", "build --help --"},
+		{"help", "--help"},
+		{"--version", "version --"},
 		{"", ""},
 	} {
 		got, err := arrange(app, append([]string{"kmodctl"}, strings.Fields(c.in)...))
@@ -28,9 +30,11 @@ func TestArrange(t *testing.T) {
 		}
 	}
 	for in, want := range map[string]string{
-		"biuld hello":    `unknown command "biuld" (nearest: "build")`,
-		"frobnicate":     `unknown command "frobnicate"`,
-		"build hello -k": "flag -k needs a value",
+		"biuld hello":         `unknown command "biuld" (nearest: "build")`,
+		"frobnicate":          `unknown command "frobnicate"`,
+		"build --no-instal x": `unknown flag --no-instal of build (nearest: "--no-install")`,
+		"--josn status":       `unknown flag --josn (nearest: "--json")`,
+		"build hello -k":      "flag -k needs a value",
 	} {
 		if _, err := arrange(app, append([]string{"kmodctl"}, strings.Fields(in)...)); err == nil || err.Error() != want {
 			t.Errorf("%s: got %v, want %s", in, err, want)

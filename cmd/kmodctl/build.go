@@ -39,52 +39,25 @@ func cmdBuild(e *env) *cli.Command {
 func isPath(arg string) bool { return arg == "." || arg == ".." || strings.Contains(arg, "/") }
 
 func (e *env) build(ctx context.Context, args, releases []string, install bool) error {
-	manifests := map[string]*build.Manifest{} // of the folders: checked before anything is begun
-	for _, arg := range args {
-		if isPath(arg) {
-			m, err := build.CheckSource(arg)
-			if err != nil {
-				return err
-			}
-			manifests[arg] = m
-		}
+	if err := checkFolders(args); err != nil {
+		return err
 	}
-	kernels, note, err := e.buildable(releases)
+	kernels, without, err := e.buildable(releases)
 	if err != nil {
 		if len(args)+len(releases) == 0 && e.nothingRegistered(ctx) {
 			return nil // a machine without kernels and without modules is well
 		}
 		return err
 	}
-	if e.dryRun {
-		return e.buildPlan(ctx, args, manifests, kernels, install)
-	}
-	reg, err := e.writer(ctx, "build "+strings.Join(args, " "))
+	reg, err := e.open(ctx, strings.TrimSpace("build "+strings.Join(args, " ")))
 	if err != nil {
 		return err
 	}
 	defer reg.Close()
-	j := &job{env: e, reg: reg, stale: map[string]bool{}}
-	var sources []registry.Source
-	for _, arg := range args {
-		if m := manifests[arg]; m != nil {
-			src, err := j.add(ctx, arg, m)
-			if err != nil {
-				return err
-			}
-			sources = append(sources, src)
-			continue
-		}
-		src, err := source(reg, arg)
-		if err != nil {
-			return err
-		}
-		sources = append(sources, src)
-	}
-	if len(args) == 0 {
-		if sources, err = newest(reg); err != nil {
-			return err
-		}
+	j := &job{env: e, reg: reg, failed: map[string]error{}}
+	sources, err := j.sources(ctx, args)
+	if err != nil {
+		return err
 	}
 	if len(sources) == 0 {
 		e.say("nothing to do: nothing is registered")
@@ -94,27 +67,103 @@ func (e *env) build(ctx context.Context, args, releases []string, install bool) 
 	if err != nil {
 		return err
 	}
-	if note != "" && slices.ContainsFunc(steps, func(s build.Step) bool { return s.Action == build.ActionBuild }) {
-		e.say("%s", note)
+	for _, line := range e.without(without, steps) {
+		e.changed("%s", line) // with -q too: after a reboot into it the driver is missing
 	}
 	if err := j.buildAll(ctx, sources, steps); err != nil {
 		return err
 	}
 	if install {
-		if err := j.installAll(ctx, sources, kernels); err != nil {
+		if err := j.installAll(ctx, sources, kernels, false); err != nil {
 			return err
 		}
-	}
-	j.tellSkipped(steps, len(args) > 0)
-	if j.done == 0 && len(j.errs) == 0 {
-		e.say("nothing to do: %s current for %s", count(len(sources), "package"), count(len(kernels), "kernel"))
 	}
 	if e.json {
-		if err := e.document("build", map[string]any{"steps": steps}); err != nil {
+		if err := e.document("build", map[string]any{"dry_run": e.dryRun, "steps": j.report(steps), "installs": orEmpty(j.installs)}); err != nil {
 			return err
 		}
 	}
-	return j.outcome(len(steps))
+	j.summary(steps, len(args) > 0)
+	return j.outcome()
+}
+
+// checkFolders checks every folder among the arguments before anything is begun.
+func checkFolders(args []string) error {
+	for _, arg := range args {
+		if arg == "" {
+			return usagef("build: an argument is empty: give the NAME of a package, or a folder")
+		}
+		if isPath(arg) {
+			if _, err := build.CheckSource(arg); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// sources are the packages that the arguments name, each once, folders added; all
+// packages when there are none. Names are looked up first: one that is not there
+// leaves nothing half done.
+func (j *job) sources(ctx context.Context, args []string) ([]registry.Source, error) {
+	if len(args) == 0 {
+		return newest(j.reg)
+	}
+	var out []registry.Source
+	put := func(src registry.Source) error {
+		i := slices.IndexFunc(out, func(s registry.Source) bool { return s.Name == src.Name })
+		switch {
+		case i < 0:
+			out = append(out, src)
+		case out[i].Version != src.Version:
+			return usagef("build %s: one version at a time, not both %s and %s", src.Name, out[i].Version, src.Version)
+		default:
+			out[i] = src
+		}
+		return nil
+	}
+	for _, arg := range args {
+		if !isPath(arg) {
+			src, err := source(j.reg, arg)
+			if err != nil {
+				return nil, err
+			}
+			if err := put(src); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, arg := range args {
+		if isPath(arg) {
+			src, err := j.add(ctx, arg)
+			if err != nil {
+				return nil, err
+			}
+			if err := put(src); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
+}
+
+// summary says what was passed over, and that nothing was to be done where that
+// is so.
+func (j *job) summary(steps []build.Step, named bool) {
+	tally := map[string]int{}
+	for _, s := range steps {
+		tally[s.Action]++
+		if s.Action == build.ActionSkip && (named || j.verbose) {
+			j.say("skipped %s %s for %s: %s", s.Package, s.Version, s.Release, s.Reason)
+		}
+	}
+	switch {
+	case j.tried > 0 || j.dryRun:
+	case tally[build.ActionCurrent] == 0:
+		j.say("nothing to do: none of these kernels is one to build for")
+	default:
+		j.say("nothing to do: %s current", count(tally[build.ActionCurrent], "artifact"))
+	}
 }
 
 func count(n int, what string) string {
@@ -135,51 +184,81 @@ func (e *env) nothingRegistered(ctx context.Context) bool {
 	return err == nil && len(sources) == 0
 }
 
-// buildable are the kernels to build for. One that is named and cannot be built
-// for is an error; else those without headers are passed over, and note tells of
-// the running one, since its user may wait for a module there.
-func (e *env) buildable(releases []string) (with []kernel.Release, note string, err error) {
+// buildable are the kernels to build for, and those that lack something for it. One
+// that is named and lacks something is an error, and so is a machine on which all do.
+func (e *env) buildable(releases []string) (with, without []kernel.Release, err error) {
 	all, err := e.kernels(releases)
 	if err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
 	if len(all) == 0 {
-		return nil, "", fmt.Errorf("find kernels: none in /lib/modules or /usr/src of %s", e.root)
+		return nil, nil, fmt.Errorf("find kernels: none in /lib/modules or /usr/src of %s", e.root)
 	}
-	lacking := all[len(all)-1]
 	for _, k := range all {
 		switch {
 		case k.Tree != nil:
 			with = append(with, k)
 		case len(releases) > 0:
-			return nil, "", missingHeaders{k}
-		case k.Running:
-			lacking = k
-			note = missingHeaders{k}.what() + "; going on with the kernels that can be built for"
+			return nil, nil, missingHeaders{k}
+		default:
+			without = append(without, k)
 		}
 	}
 	if len(with) == 0 {
-		return nil, "", missingHeaders{lacking}
+		lacking := without[len(without)-1]
+		if i := slices.IndexFunc(without, func(k kernel.Release) bool { return k.Running }); i >= 0 {
+			lacking = without[i]
+		}
+		return nil, nil, missingHeaders{lacking}
 	}
-	return with, note, nil
+	return with, without, nil
 }
 
-// add puts the folder into the registry, unless the same is there already.
-func (j *job) add(ctx context.Context, dir string, m *build.Manifest) (registry.Source, error) {
+// without says of each kernel that cannot be built for what it lacks. The running
+// kernel of a container or a VPS, which has no modules folder, is normal: it is
+// told of only while something is built.
+func (e *env) without(kernels []kernel.Release, steps []build.Step) (lines []string) {
+	atWork := slices.ContainsFunc(steps, func(s build.Step) bool { return s.Action == build.ActionBuild })
+	for _, k := range kernels {
+		m := missingHeaders{k}
+		switch {
+		case k.Modules != "":
+			lines = append(lines, strings.Join(append([]string{"not built for " + k.Name + ": " + m.what()}, m.remedies()...), ": "))
+		case atWork && !e.quiet:
+			lines = append(lines, m.what()+"; going on with the kernels that can be built for")
+		}
+	}
+	return lines
+}
+
+// add puts the folder, whose manifest CheckSource liked, into the registry, unless
+// the same is there already.
+func (j *job) add(ctx context.Context, dir string) (registry.Source, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return registry.Source{}, err
 	}
-	text, err := os.ReadFile(filepath.Join(dir, build.ManifestFile))
+	// The lock may have been waited for: what counts is the manifest as it is now,
+	// and AddSource refuses one that is not the archive's.
+	file := filepath.Join(dir, build.ManifestFile)
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return registry.Source{}, err
+	}
+	m, err := build.ParseManifest(file, text)
+	if err != nil {
+		return registry.Source{}, err
+	}
+	if j.dryRun {
+		digest, files, err := registry.Digest(ctx, dir)
+		return registry.Source{Name: m.Name, Version: m.Version, Digest: digest, Origin: dir, Manifest: string(text), Files: files}, err
 	}
 	src, changed, err := j.reg.AddSource(ctx, dir, m.Name, m.Version, string(text))
 	if err != nil {
 		return src, err
 	}
 	if changed {
-		j.changed("added %s %s from %s", src.Name, src.Version, dir)
+		j.say("added %s %s from %s", src.Name, src.Version, dir)
 	}
 	return src, nil
 }
@@ -205,65 +284,4 @@ func newest(reg *registry.Registry) ([]registry.Source, error) {
 		out = append(out, s)
 	}
 	return out, nil
-}
-
-// tellSkipped says why kernels were passed over, when it was asked for by name.
-func (j *job) tellSkipped(steps []build.Step, named bool) {
-	for _, s := range steps {
-		if s.Action == build.ActionSkip && (named || j.verbose) {
-			j.say("skipped %s %s for %s: %s", s.Package, s.Version, s.Release, s.Reason)
-		}
-	}
-}
-
-// buildPlan prints what build would do. It copies nothing: a folder's digest is
-// what add would find.
-func (e *env) buildPlan(ctx context.Context, args []string, manifests map[string]*build.Manifest, kernels []kernel.Release, install bool) error {
-	reg, err := e.reader(ctx)
-	if err != nil {
-		return err
-	}
-	defer reg.Close()
-	j := &job{env: e, reg: reg}
-	var sources []registry.Source
-	for _, arg := range args {
-		m := manifests[arg]
-		if m == nil {
-			src, err := source(reg, arg)
-			if err != nil {
-				return err
-			}
-			sources = append(sources, src)
-			continue
-		}
-		text, err := os.ReadFile(filepath.Join(arg, build.ManifestFile))
-		if err != nil {
-			return err
-		}
-		digest, _, err := registry.Digest(arg)
-		if err != nil {
-			return err
-		}
-		sources = append(sources, registry.Source{Name: m.Name, Version: m.Version, Digest: digest, Manifest: string(text)})
-	}
-	if len(args) == 0 {
-		if sources, err = newest(reg); err != nil {
-			return err
-		}
-	}
-	steps, err := j.plan(sources, kernels)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.document("build", map[string]any{"dry_run": true, "install": install, "steps": steps})
-	}
-	for _, s := range steps {
-		then := ""
-		if install && s.Action == build.ActionBuild {
-			then = ", then install"
-		}
-		fmt.Fprintf(e.out, "%s %s %s for %s%s: %s\n", s.Action, s.Package, s.Version, s.Release, then, s.Reason)
-	}
-	return nil
 }

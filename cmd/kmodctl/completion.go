@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -64,25 +65,38 @@ complete -c kmodctl -a '(__kmodctl_complete)'
 `,
 }
 
-// completing reports whether the word under the cursor is a flag, and prints the
-// command's flags then: urfave/cli v2 does so only for a command without an own
-// completion.
-func completing(c *cli.Context) bool {
-	return strings.HasPrefix(lastWord(c), "-")
-}
-
-func lastWord(c *cli.Context) string {
-	if n := c.NArg(); n > 0 {
-		return c.Args().Get(n - 1)
+// completing prints what a word that begins with - or stands behind -k can be, and
+// reports whether it did: urfave/cli v2 completes flags only for a command without
+// an own completion, and values never.
+func completing(c *cli.Context, e *env) bool {
+	last := os.Args[len(os.Args)-2] // before --generate-bash-completion
+	switch {
+	case last == "-k" || last == "--kernel":
+		all, err := kernel.Find("/")
+		if err != nil {
+			return true
+		}
+		for _, k := range all {
+			fmt.Fprintln(e.out, k.Name)
+		}
+	case strings.HasPrefix(last, "-"):
+		for _, f := range append(c.Command.Flags, c.App.Flags...) {
+			for _, name := range f.Names() {
+				if len(name) > 1 {
+					fmt.Fprintln(e.out, "--"+name)
+				}
+			}
+		}
+	default:
+		return false
 	}
-	return ""
+	return true
 }
 
 // completePackages offers the names of registered packages.
 func completePackages(e *env) cli.BashCompleteFunc {
 	return func(c *cli.Context) {
-		if completing(c) {
-			cli.DefaultCompleteWithFlags(c.Command)(c)
+		if completing(c, e) {
 			return
 		}
 		reg, err := e.reader(c.Context)
@@ -103,8 +117,7 @@ func completePackages(e *env) cli.BashCompleteFunc {
 // completeLive offers the modules that are loaded.
 func completeLive(e *env) cli.BashCompleteFunc {
 	return func(c *cli.Context) {
-		if completing(c) {
-			cli.DefaultCompleteWithFlags(c.Command)(c)
+		if completing(c, e) {
 			return
 		}
 		state, err := loader.ReadState(kernel.Root("/"))

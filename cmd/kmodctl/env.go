@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -29,6 +30,9 @@ type env struct {
 
 // setUp reads the global flags, before any command runs.
 func (e *env) setUp(c *cli.Context) error {
+	if c.String("root") == "" {
+		return usagef("--root is empty: it is the folder of a machine, / for this one")
+	}
 	root, err := filepath.Abs(c.String("root"))
 	if err != nil {
 		return err
@@ -54,6 +58,13 @@ func (e *env) say(format string, args ...any) {
 // changed prints a line about something that was changed: it is shown with -q too,
 // since a hook's log must tell what a night's upgrade did.
 func (e *env) changed(format string, args ...any) { fmt.Fprintf(e.err, format+"\n", args...) }
+
+// plan prints a line of a dry run, unless a document follows.
+func (e *env) plan(format string, args ...any) {
+	if !e.json {
+		fmt.Fprintf(e.out, format+"\n", args...)
+	}
+}
 
 // document prints v as the JSON document of a command, named and versioned by schema.
 func (e *env) document(schema string, v any) error {
@@ -88,19 +99,26 @@ func (e *env) registryDir() (string, error) {
 		}
 		return filepath.Join(state, "kmodctl"), nil
 	}
-	if dir, err := e.root.Path(system); err == nil {
-		return dir, nil
+	return e.inside(system)
+}
+
+// inside is the host path of a folder inside the root that need not exist yet. A
+// link that leads nowhere inside the root is an error: outside of it, it might lead
+// to this machine's own.
+func (e *env) inside(name string) (string, error) {
+	dir, err := e.root.Path(name)
+	if !errors.Is(err, fs.ErrNotExist) || name == "/" {
+		return dir, err
 	}
-	// It does not exist yet: the deepest folder that does may be a link.
-	for below, rest := filepath.Dir(system), filepath.Base(system); ; below, rest = filepath.Dir(below), filepath.Join(filepath.Base(below), rest) {
-		dir, err := e.root.Path(below)
-		if err == nil {
-			return filepath.Join(dir, rest), nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) || below == "/" {
-			return "", fmt.Errorf("find registry: %w", err)
-		}
+	parent, err := e.inside(filepath.Dir(name))
+	if err != nil {
+		return "", err
 	}
+	path := filepath.Join(parent, filepath.Base(name))
+	if target, err := os.Readlink(path); err == nil {
+		return "", fmt.Errorf("find registry: %s leads to %s, which does not exist inside %s", path, target, e.root)
+	}
+	return path, nil
 }
 
 // reader opens the registry to look at: the user's own if there is one, else the
@@ -149,7 +167,8 @@ func (e *env) kernels(names []string) ([]kernel.Release, error) {
 		return kernel.Find(e.root)
 	}
 	var all []kernel.Release
-	for _, name := range names {
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
 		k, err := kernel.Get(e.root, name)
 		if err != nil {
 			return nil, err

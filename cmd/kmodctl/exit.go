@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"syscall"
 
 	"kmodctl/build"
@@ -72,6 +73,7 @@ func exitCode(err error) int {
 		refused  *loader.KernelError
 		inUse    *loader.InUseError
 		guest    guestFailed
+		program  *exec.Error
 	)
 	switch {
 	case err == nil:
@@ -86,7 +88,7 @@ func exitCode(err error) int {
 		return exitPartly
 	case errors.As(err, &noSource), errors.As(err, &noKernel), errors.As(err, &noModule):
 		return exitNotFound
-	case errors.As(err, &kbuild):
+	case errors.As(err, &kbuild), errors.As(err, &program):
 		return exitBuild
 	case errors.As(err, &guest):
 		return guest.code

@@ -35,6 +35,10 @@ func cmdGuest(e *env) *cli.Command {
 // complaint is a line by which a kernel says that something went badly wrong.
 var complaint = regexp.MustCompile(`^(BUG:|WARNING:|Oops|general protection fault|kernel BUG at|INFO: task .* blocked|UBSAN:|KASAN:)`)
 
+// clock is what a kernel says of its clocks some seconds after boot, whatever the
+// module does.
+var clock = regexp.MustCompile(`^(tsc|clocksource): `)
+
 func (e *env) guest(ctx context.Context, args []string) error {
 	e.quiet = true // what the modules print is the output, not our own steps
 	log, err := followKernelLog(e.out)
@@ -142,7 +146,9 @@ func (k *kernelLog) follow() error {
 		if k.bad == "" && complaint.MatchString(text) {
 			k.bad = text
 		}
-		fmt.Fprintln(k.out, text)
+		if !clock.MatchString(text) {
+			fmt.Fprintln(k.out, text)
+		}
 	}
 }
 

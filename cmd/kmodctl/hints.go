@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -31,10 +33,14 @@ func (e *env) report(err error) {
 	}
 }
 
+// consoleLines are the last lines of a dead guest's console that an error shows.
+const consoleLines = 12
+
 // evidence is what an error knows beyond its one line.
 func evidence(err error) (lines []string) {
 	var refused *loader.KernelError
 	var failed *build.Error
+	var dead *vm.Error
 	switch {
 	case errors.As(err, &refused):
 		for _, l := range refused.Log {
@@ -45,6 +51,11 @@ func evidence(err error) (lines []string) {
 		}
 	case errors.As(err, &failed):
 		lines = append(lines, failed.Source...)
+	case errors.As(err, &dead):
+		all := strings.Split(strings.TrimSpace(dead.Console), "\n")
+		for _, l := range all[max(0, len(all)-consoleLines):] {
+			lines = append(lines, "console: "+l)
+		}
 	}
 	return lines
 }
@@ -71,9 +82,14 @@ func hints(err error) []string {
 			return nearest(noSource.Name+"@", noSource.Near)
 		}
 		return nearest("", noSource.Near)
+	case errors.As(err, &noSource) && isFolder(noSource.Name):
+		return []string{"kmodctl build ./" + noSource.Name + " (a folder has a slash)"}
 	case errors.As(err, &noSource):
 		return []string{"kmodctl add DIR (a folder that holds a kmod.toml)", "kmodctl status (what is registered)"}
 	case errors.As(err, &noKernel):
+		if strings.Contains(noKernel.Name, ",") {
+			return []string{"-k once for each release: -k A -k B"}
+		}
 		return append(nearest("-k ", noKernel.Near), "kmodctl kernels (what this machine has)")
 	case errors.As(err, &noModule):
 		return append(nearest("", noModule.Near), "kmodctl status (what is built for "+noModule.Release+")")
@@ -81,6 +97,8 @@ func hints(err error) []string {
 		return missing.remedies()
 	case errors.As(err, &manifest):
 		return []string{"docs/manifest.md lists every key; kmodctl new NAME writes a manifest that works"}
+	case errors.Is(err, unix.ENOSPC):
+		return []string{"make room, then run the same command again"}
 	case errors.As(err, &nolog):
 		return []string{"kmodctl run -v DIR prints the whole log of the build"}
 	case errors.As(err, &unbuilt):
@@ -113,12 +131,16 @@ func hints(err error) []string {
 		return []string{"apt install make gcc"}
 	case errors.Is(err, unix.EROFS):
 		return []string{"mount the file system read-write, or build without installing: --no-install"}
-	case errors.Is(err, unix.ENOSPC):
-		return []string{"make room, then run the same command again"}
 	case errors.Is(err, unix.EACCES):
 		return []string{"run it as root: sudo kmodctl ..."}
 	}
 	return nil
+}
+
+// isFolder reports whether a folder of that name holds a manifest.
+func isFolder(name string) bool {
+	_, err := os.Stat(filepath.Join(name, build.ManifestFile))
+	return err == nil
 }
 
 // nearest are names that may have been meant.

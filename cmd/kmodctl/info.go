@@ -25,7 +25,11 @@ func cmdInfo(e *env) *cli.Command {
 				return err
 			}
 			release := c.String("kernel")
-			if release == "" && !isPath(arg) {
+			if release != "" {
+				if _, err := kernel.Get(e.root, release); err != nil {
+					return err
+				}
+			} else if !isPath(arg) {
 				if release, err = e.defaultRelease(); err != nil {
 					return err
 				}

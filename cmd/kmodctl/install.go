@@ -43,11 +43,14 @@ func (e *env) install(ctx context.Context, args, releases []string) error {
 	defer reg.Close()
 	j := &job{env: e, reg: reg}
 	var sources []registry.Source
-	found := false
+	built := false
 	for _, arg := range args {
 		src, err := source(reg, arg)
 		if err != nil {
 			return err
+		}
+		if slices.ContainsFunc(sources, func(s registry.Source) bool { return s.Name == src.Name }) {
+			return usagef("install %s: it is given twice", src.Name)
 		}
 		sources = append(sources, src)
 		for _, k := range kernels {
@@ -55,31 +58,27 @@ func (e *env) install(ctx context.Context, args, releases []string) error {
 			if err != nil {
 				return err
 			}
-			if ok && k.Modules == "" && len(releases) > 0 {
-				return fmt.Errorf("install %s: kernel %s has headers only, no /lib/modules/%s", arg, k.Name, k.Name)
+			if why := j.cannotInstall(k); ok && why != "" && (len(releases) > 0 || k.Modules != "") {
+				return fmt.Errorf("install %s for %s: %s", arg, k.Name, why)
 			}
-			if ok && e.dryRun {
-				fmt.Fprintf(e.out, "install %s %s for %s\n", src.Name, src.Version, k.Name)
-			}
-			found = found || ok
+			built = built || ok
 		}
 	}
-	if !found {
+	if !built {
 		return notBuilt{strings.Join(args, ", "), releases}
 	}
-	if e.dryRun {
-		return nil
-	}
-	if why := j.cannotInstall(); why != "" {
-		e.say("note: %s", why)
-	}
-	if err := j.installAll(ctx, sources, kernels); err != nil {
+	if err := j.installAll(ctx, sources, kernels, true); err != nil {
 		return err
 	}
-	if j.done == 0 && len(j.errs) == 0 {
+	if e.json {
+		if err := e.document("install", map[string]any{"dry_run": e.dryRun, "installs": orEmpty(j.installs)}); err != nil {
+			return err
+		}
+	}
+	if j.tried == 0 && !e.dryRun {
 		e.say("nothing to do: %s in place", strings.Join(args, ", "))
 	}
-	return j.outcome(len(kernels))
+	return j.outcome()
 }
 
 // notBuilt is an install of what has no artifact.
@@ -99,7 +98,7 @@ func cmdUninstall(e *env) *cli.Command {
 	return &cli.Command{
 		Name:      "uninstall",
 		Usage:     "take a package's modules out of /lib/modules; artifacts are kept",
-		ArgsUsage: "NAME ...",
+		ArgsUsage: "NAME|NAME@VERSION ...",
 		Description: examples("A module of the distribution that was shadowed is found again by modprobe. Nothing is unloaded.",
 			"kmodctl uninstall hello", "kmodctl uninstall hello -k 6.1.0-56-amd64"),
 		Flags:        []cli.Flag{kernelFlag("only for kernel `RELEASE` (repeatable)")},
@@ -129,27 +128,36 @@ func (e *env) uninstall(ctx context.Context, args, releases []string) error {
 		if err != nil {
 			return err
 		}
-		for _, release := range releasesOf(installs, src.Name, "") {
-			if len(releases) == 0 || slices.Contains(releases, release) {
+		_, version, _ := strings.Cut(arg, "@")
+		for _, release := range releasesOf(installs, src.Name, version) {
+			if (len(releases) == 0 || slices.Contains(releases, release)) && !slices.Contains(byRelease[release], src.Name) {
 				byRelease[release] = append(byRelease[release], src.Name)
 			}
 		}
 	}
 	if len(byRelease) == 0 {
 		e.say("nothing to do: %s not installed", strings.Join(args, ", "))
-		return nil
 	}
 	j := &job{env: e, reg: reg}
+	var changes []registry.Change
 	for _, release := range slices.Sorted(maps.Keys(byRelease)) {
 		if e.dryRun {
-			fmt.Fprintf(e.out, "uninstall %s for %s\n", strings.Join(byRelease[release], ", "), release)
+			e.plan("uninstall %s for %s", strings.Join(byRelease[release], ", "), release)
 			continue
 		}
-		if _, err := reg.Uninstall(ctx, release, byRelease[release]); err != nil {
+		j.tried++
+		res, err := reg.Uninstall(ctx, release, byRelease[release])
+		if err != nil {
 			j.fail(err)
 			continue
 		}
+		changes = append(changes, res.Changes...)
 		e.changed("uninstalled %s for %s", strings.Join(byRelease[release], ", "), release)
 	}
-	return j.outcome(len(byRelease))
+	if e.json {
+		if err := e.document("uninstall", map[string]any{"dry_run": e.dryRun, "changes": orEmpty(changes)}); err != nil {
+			return err
+		}
+	}
+	return j.outcome()
 }

@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
+	"slices"
 	"time"
 
 	"kmodctl/build"
@@ -21,26 +21,57 @@ import (
 // place that knows all three, and passes plain values between them.
 type job struct {
 	*env
-	reg   *registry.Registry
-	errs  []error         // of the steps that failed: each has been reported
-	stale map[string]bool // package and release whose build failed: what is installed stays
-	done  int             // steps that changed something
+	reg    *registry.Registry
+	tried  int              // steps that were begun
+	errs   []error          // of the steps that failed: each has been reported
+	failed map[string]error // package and release whose build failed: what is installed stays
 
-	folders map[string]string // folders inside the root: their host paths
+	installs []installStep
+	folders  map[string]string // folders inside the root: their host paths
+}
+
+// installStep is one package to be installed for one kernel, and how that went.
+type installStep struct {
+	Package string `json:"package"`
+	Version string `json:"version"`
+	Release string `json:"release"`
+	Outcome string `json:"outcome,omitempty"` // installed, failed or kept (in the registry only); "" in a dry run
+	Why     string `json:"why,omitempty"`
+}
+
+// buildStep is a step of the plan, and how it went.
+type buildStep struct {
+	build.Step
+	Outcome string `json:"outcome,omitempty"` // built or failed; "" when nothing was to be done, and in a dry run
+	Error   string `json:"error,omitempty"`
+}
+
+// report tells how each step went.
+func (j *job) report(steps []build.Step) (out []buildStep) {
+	for _, s := range steps {
+		b := buildStep{Step: s}
+		if err := j.failed[s.Package+" "+s.Release]; err != nil {
+			b.Outcome, b.Error = "failed", err.Error()
+		} else if s.Action == build.ActionBuild && !j.dryRun {
+			b.Outcome = "built"
+		}
+		out = append(out, b)
+	}
+	return out
 }
 
 // fail reports a step that failed and lets the others go on.
 func (j *job) fail(err error) {
 	j.errs = append(j.errs, err)
-	j.report(err)
+	j.env.report(err)
 }
 
-// outcome is the error of the whole command, of steps that were n in number.
-func (j *job) outcome(n int) error {
+// outcome is the error of the whole command.
+func (j *job) outcome() error {
 	if len(j.errs) == 0 {
 		return nil
 	}
-	return partly{failed: len(j.errs), of: max(n, len(j.errs)), err: j.errs[len(j.errs)-1]}
+	return partly{failed: len(j.errs), of: max(j.tried, len(j.errs)), err: j.errs[len(j.errs)-1]}
 }
 
 // tool is a compiler's version line, from the registry's cache while the file is
@@ -64,10 +95,11 @@ func (j *job) plan(sources []registry.Source, kernels []kernel.Release) ([]build
 	var steps []build.Step
 	for _, src := range sources {
 		m, err := build.ParseManifest(src.Name+"@"+src.Version+"/"+build.ManifestFile, []byte(src.Manifest))
-		if err != nil {
-			return nil, err
-		}
 		for _, k := range kernels {
+			if err != nil { // a newer kmodctl may have added it
+				steps = append(steps, build.Step{Package: src.Name, Version: src.Version, Release: k.Name, Action: build.ActionFail, Reason: err.Error(), Err: err})
+				continue
+			}
 			var built []build.Input
 			art, ok, err := j.reg.Artifact(src.Name, src.Version, k.Name)
 			if err != nil {
@@ -76,11 +108,7 @@ func (j *job) plan(sources []registry.Source, kernels []kernel.Release) ([]build
 			if ok {
 				built = buildInputs(art.Inputs)
 			}
-			step, err := build.Decide(m, src.Digest, k, built, j.tool)
-			if err != nil {
-				return nil, fmt.Errorf("plan %s for %s: %w", src.Name, k.Name, err)
-			}
-			steps = append(steps, step)
+			steps = append(steps, build.Decide(m, src.Digest, k, built, j.tool))
 		}
 	}
 	return steps, nil
@@ -102,13 +130,21 @@ func (j *job) buildAll(ctx context.Context, sources []registry.Source, steps []b
 	}
 	var todo []build.Step
 	for _, s := range steps {
-		if s.Action == build.ActionBuild {
+		switch {
+		case s.Action == build.ActionBuild && j.dryRun:
+			fmt.Fprintf(j.dry(), "build %s %s for %s: %s\n", s.Package, s.Version, s.Release, s.Reason)
+		case s.Action == build.ActionBuild:
 			todo = append(todo, s)
+		case s.Action == build.ActionFail:
+			j.tried++
+			j.failed[s.Package+" "+s.Release] = s.Err
+			j.fail(fmt.Errorf("build %s for %s: %w", s.Package, s.Release, s.Err))
 		}
 	}
 	show := j.progress(len(todo))
 	for _, s := range todo {
 		start := time.Now()
+		j.tried++
 		end := show.step(fmt.Sprintf("build %s %s for %s", s.Package, s.Version, s.Release))
 		err := j.buildOne(ctx, byName[s.Package+"@"+s.Version], s)
 		end()
@@ -116,17 +152,24 @@ func (j *job) buildAll(ctx context.Context, sources []registry.Source, steps []b
 			return context.Cause(ctx)
 		}
 		if err != nil {
+			j.failed[s.Package+" "+s.Release] = err
 			j.fail(err)
-			j.stale[s.Package+" "+s.Release] = true
 			continue
 		}
-		j.done++
 		if s.Toolchain.Note != "" {
 			j.say("note: %s", s.Toolchain.Note)
 		}
-		j.changed("built %s %s for %s in %.1f s", s.Package, s.Version, s.Release, time.Since(start).Seconds())
+		j.say("built %s %s for %s in %.1f s", s.Package, s.Version, s.Release, time.Since(start).Seconds())
 	}
 	return nil
+}
+
+// dry is where a dry run prints its plan: nowhere when the plan is a document.
+func (j *job) dry() io.Writer {
+	if j.json {
+		return io.Discard
+	}
+	return j.out
 }
 
 // buildOne builds one package for one kernel and puts the artifact into the
@@ -187,12 +230,12 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step) (
 	}
 	files := map[string]string{}
 	for _, b := range built {
-		m, err := facts(b)
+		m, file, err := take(source, b, work)
 		if err != nil {
 			return err
 		}
 		art.Modules = append(art.Modules, m)
-		files[m.Name] = b.File
+		files[m.Name] = file
 	}
 	_, err = j.reg.PutArtifact(ctx, art, files)
 	return err
@@ -213,21 +256,31 @@ func (j *job) keepLog(ctx context.Context, log *os.File) (string, error) {
 	return digest, err
 }
 
-// facts is what the registry keeps of a built .ko.
-func facts(b build.Built) (registry.Module, error) {
-	info, err := ko.Open(b.File)
+// take copies a built .ko out of the source's folder, where the build user could
+// change it under us, and reads what the registry keeps of it from that copy.
+func take(source string, b build.Built, work string) (m registry.Module, file string, err error) {
+	name, err := filepath.Rel(source, b.File)
 	if err != nil {
-		return registry.Module{}, err
+		return m, "", err
+	}
+	file = filepath.Join(work, b.Name+".ko")
+	if err := registry.TakeFile(source, name, file); err != nil {
+		return m, "", err
+	}
+	info, err := ko.Open(file)
+	if err != nil {
+		return m, "", err
 	}
 	return registry.Module{
 		Name: info.Name, File: filepath.Base(b.File), BuildID: info.BuildID, Vermagic: info.Vermagic,
 		SrcVersion: info.SrcVersion, Version: info.Version, Depends: info.Depends,
-	}, nil
+	}, file, nil
 }
 
 // installAll installs the newest artifact of each source for each kernel: one
-// module index update per kernel, and none where all is in place.
-func (j *job) installAll(ctx context.Context, sources []registry.Source, kernels []kernel.Release) error {
+// module index update per kernel, and none where all is in place. thorough reads
+// what is installed instead of looking at sizes and times.
+func (j *job) installAll(ctx context.Context, sources []registry.Source, kernels []kernel.Release, thorough bool) error {
 	installs, err := j.reg.Installs()
 	if err != nil {
 		return err
@@ -239,63 +292,99 @@ func (j *job) installAll(ctx context.Context, sources []registry.Source, kernels
 			if err != nil {
 				return err
 			}
-			if ok && !j.stale[src.Name+" "+k.Name] && !j.inPlace(art, installs) {
+			if ok && j.failed[src.Name+" "+k.Name] == nil && (thorough && !j.dryRun || !j.inPlace(art, installs)) {
 				due = append(due, art)
 			}
 		}
 		if len(due) == 0 {
 			continue
 		}
-		if k.Modules == "" { // its headers came first: the kernel's own hook will install
-			if j.done > 0 || j.verbose {
-				j.say("%s is not installed yet, only its headers: %s kept in the registry", k.Name, strings.Join(names(due), ", "))
+		if j.dryRun {
+			for _, art := range due {
+				fmt.Fprintf(j.dry(), "install %s %s for %s\n", art.Package, art.Version, art.Release)
+				j.installed(art, "", "")
 			}
 			continue
 		}
-		if why := j.cannotInstall(); why != "" {
-			for _, art := range due {
+		if err := j.installFor(ctx, k, due); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// installFor installs artifacts for one kernel. A package that cannot be installed
+// does not keep the others from it.
+func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.Artifact) error {
+	if why := j.cannotInstall(k); why != "" {
+		for _, art := range due {
+			j.installed(art, "kept", why)
+			if j.tried > 0 || j.verbose {
+				j.say("%s %s for %s is built and not installed: %s", art.Package, art.Version, k.Name, why)
 				for _, m := range art.Modules {
-					j.changed("%s %s for %s: %s: %s", art.Package, art.Version, k.Name, why, j.reg.BlobPath(m.Digest))
+					j.say("  %s: %s", m.File, j.reg.BlobPath(m.Digest))
 				}
 			}
-			continue
 		}
+		return nil
+	}
+	for len(due) > 0 {
 		end := j.progress(1).step("install for " + k.Name)
 		res, err := j.reg.Install(ctx, k.Name, due)
 		end()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err != nil {
+		var one *registry.PackageError
+		switch {
+		case errors.As(err, &one):
+			i := slices.IndexFunc(due, func(a registry.Artifact) bool { return a.Package == one.Package })
+			if i < 0 {
+				return err
+			}
+			j.tried++
+			j.installed(due[i], "failed", one.Err.Error())
 			j.fail(err)
+			due = slices.Delete(due, i, i+1)
 			continue
+		case err != nil:
+			j.tried++
+			for _, art := range due {
+				j.installed(art, "failed", err.Error())
+			}
+			j.fail(err)
+		case len(res.Changes) > 0 || res.Depmod:
+			j.tried++
+			for _, art := range due {
+				j.installed(art, "installed", "")
+				j.changed("installed %s %s for %s", art.Package, art.Version, k.Name)
+			}
 		}
-		if len(res.Changes) > 0 {
-			j.done++
-			j.changed("installed %s for %s", strings.Join(names(due), ", "), k.Name)
-		}
+		return nil
 	}
 	return nil
 }
 
-func names(as []registry.Artifact) (out []string) {
-	for _, a := range as {
-		out = append(out, a.Package+" "+a.Version)
-	}
-	return out
+// installed notes how an install went.
+func (j *job) installed(art registry.Artifact, outcome, why string) {
+	j.installs = append(j.installs, installStep{art.Package, art.Version, art.Release, outcome, why})
 }
 
-// cannotInstall says why this user's artifacts stay in the registry, "" when they
+// cannotInstall says why artifacts for a kernel stay in the registry, "" when they
 // can be installed.
-func (j *job) cannotInstall() string {
-	if os.Getuid() != 0 && j.root.IsHost() {
-		return "not installed, which needs root (sudo kmodctl build DIR)"
+func (j *job) cannotInstall(k kernel.Release) string {
+	switch {
+	case os.Getuid() != 0 && j.root.IsHost():
+		return "that needs root"
+	case k.Modules == "": // its headers came first: the kernel's own hook will install
+		return "only the headers of " + k.Name + " are here, no /lib/modules/" + k.Name
 	}
 	return ""
 }
 
-// inPlace reports whether what is installed is art, as far as a look at the rows
-// and the files' sizes can tell; status reads the files too.
+// inPlace reports whether what is installed is art, as far as a look at the rows,
+// at the files' sizes, and at the module index's time can tell; install and status
+// read the files too.
 func (j *job) inPlace(art registry.Artifact, installs []registry.Install) bool {
 	in := map[string]registry.Install{}
 	for _, i := range installs {
@@ -311,7 +400,13 @@ func (j *job) inPlace(art registry.Artifact, installs []registry.Install) bool {
 		if !ok || i.Artifact != art.Digest {
 			return false
 		}
-		if info, err := os.Lstat(filepath.Join(j.folder(filepath.Dir(i.Path)), filepath.Base(i.Path))); err != nil || info.Size() != i.Size {
+		dir := j.folder(filepath.Dir(i.Path))
+		file, err := os.Lstat(filepath.Join(dir, filepath.Base(i.Path)))
+		if err != nil || file.Size() != i.Size {
+			return false
+		}
+		index, err := os.Stat(filepath.Join(dir, "../../modules.dep"))
+		if err != nil || index.ModTime().Before(file.ModTime()) {
 			return false
 		}
 	}

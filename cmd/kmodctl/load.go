@@ -63,14 +63,43 @@ func (e *env) load(ctx context.Context, name string, params []string) error {
 	if req.Index, err = e.index(release); err != nil {
 		return err
 	}
-	if req.Lookup, err = lookup(e.root, reg, release); err != nil {
+	kept, err := modulesOf(e.root, reg, release)
+	if err != nil {
 		return err
 	}
+	req.Lookup = kept.find
 	plan, err := loader.PlanLoad(req)
 	if err != nil {
 		return err
 	}
+	for _, step := range plan.Steps {
+		if why, ok := kept.damaged[step.Module]; ok && step.Action == loader.Insert {
+			plan.Notes = append(plan.Notes, why+": the registry's copy is loaded; kmodctl install puts it right")
+		}
+	}
+	if err := bareWords(plan, params); err != nil {
+		return err
+	}
 	return e.act(ctx, plan)
+}
+
+// bareWords refuses a parameter without a value that the module does not declare:
+// more likely it was meant as a second module, and the kernel would ignore it.
+func bareWords(plan *loader.Plan, params []string) error {
+	last := plan.Steps[len(plan.Steps)-1]
+	for _, p := range params {
+		if strings.Contains(p, "=") || last.Path == "" {
+			continue
+		}
+		info, err := ko.Open(last.Path)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(info.Params, func(x ko.Param) bool { return x.Name == p }) {
+			return usagef("load %s: it has no parameter %q, and one module is loaded at a time", last.Module, p)
+		}
+	}
+	return nil
 }
 
 // index is the module index of a kernel, empty where it has no modules folder.
@@ -83,50 +112,63 @@ func (e *env) index(release string) (*loader.Index, error) {
 	return loader.OpenIndex(filepath.Join(string(e.root), "lib/modules", release))
 }
 
-// lookup finds the registry's modules for a kernel: the installed file while its
-// digest is the installed one, else the registry's own copy.
-func lookup(root kernel.Root, reg *registry.Registry, release string) (loader.Lookup, error) {
-	files := map[string]registry.Module{}
+// kept are the registry's modules for one kernel.
+type kept struct {
+	reg     *registry.Registry
+	files   map[string]registry.Module // by name: the newest artifact's
+	paths   map[string]string          // installed files that are what was installed
+	damaged map[string]string          // installed files that are not: what happened to them
+}
+
+func modulesOf(root kernel.Root, reg *registry.Registry, release string) (*kept, error) {
+	k := &kept{reg, map[string]registry.Module{}, map[string]string{}, map[string]string{}}
 	sources, err := reg.Sources()
 	if err != nil {
 		return nil, err
 	}
 	for _, src := range sources { // by name, then version: the newest wins
-		art, ok, err := reg.Artifact(src.Name, src.Version, release)
+		art, _, err := reg.Artifact(src.Name, src.Version, release)
 		if err != nil {
 			return nil, err
 		}
 		for _, m := range art.Modules {
-			if ok {
-				files[m.Name] = m
-			}
+			k.files[m.Name] = m
 		}
 	}
 	installs, err := reg.Installs()
 	if err != nil {
 		return nil, err
 	}
-	paths := map[string]string{}
 	for _, i := range installs {
-		if path, err := root.Path(i.Path); i.Release == release && err == nil {
-			if digest, err := fileDigest(path); err == nil && digest == i.Digest {
-				paths[i.Module] = path
-			}
+		if i.Release != release {
+			continue
+		}
+		path, err := root.Path(i.Path)
+		if err != nil {
+			k.damaged[i.Module] = i.Path + " is missing"
+		} else if digest, err := fileDigest(path); err != nil || digest != i.Digest {
+			k.damaged[i.Module] = i.Path + " is not what was installed"
+		} else {
+			k.paths[i.Module] = path
 		}
 	}
-	return func(module string) (string, bool) {
-		module = ko.NormalizeName(module)
-		if path, ok := paths[module]; ok {
-			return path, true
-		}
-		if m, ok := files[module]; ok {
-			path := reg.BlobPath(m.Digest)
-			if digest, err := fileDigest(path); err == nil && digest == m.Digest {
-				return path, true
-			}
-		}
+	return k, nil
+}
+
+// find is a loader.Lookup: the installed file while it is the one that was
+// installed, else the registry's own copy.
+func (k *kept) find(module string) (string, bool) {
+	module = ko.NormalizeName(module)
+	if path, ok := k.paths[module]; ok {
+		return path, true
+	}
+	m, ok := k.files[module]
+	if !ok {
 		return "", false
-	}, nil
+	}
+	path := k.reg.BlobPath(m.Digest)
+	digest, err := fileDigest(path)
+	return path, err == nil && digest == m.Digest
 }
 
 // fileDigest is the SHA-256 of a file, in hex, as the registry names it.
@@ -209,6 +251,9 @@ func cmdUnload(e *env) *cli.Command {
 				return err
 			}
 			for _, name := range c.Args().Slice() {
+				if isPath(name) || strings.HasSuffix(name, ".ko") {
+					return usagef("unload takes the name of a module, not a file: kmodctl unload %s", ko.NameOfFile(name))
+				}
 				state, err := loader.ReadState(e.root)
 				if err != nil {
 					return fmt.Errorf("unload %s: %w", name, err)
@@ -323,11 +368,11 @@ func (e *env) moduleFile(ctx context.Context, arg, release string) (string, erro
 		return "", err
 	}
 	defer reg.Close()
-	find, err := lookup(e.root, reg, release)
+	kept, err := modulesOf(e.root, reg, release)
 	if err != nil {
 		return "", err
 	}
-	if path, ok := find(arg); ok {
+	if path, ok := kept.find(arg); ok {
 		return path, nil
 	}
 	index, err := e.index(release)

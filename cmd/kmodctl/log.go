@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"kmodctl/internal/kernel"
 	"kmodctl/loader"
 	"kmodctl/registry"
 )
@@ -16,7 +18,7 @@ func cmdLog(e *env) *cli.Command {
 	return &cli.Command{
 		Name:      "log",
 		Usage:     "print the log of a package's last build, or a module's lines in the kernel log",
-		ArgsUsage: "NAME",
+		ArgsUsage: "NAME|NAME@VERSION",
 		Description: examples("Failed builds have a log too.",
 			"kmodctl log hello", "kmodctl log hello -k 6.12.117+deb12-amd64", "kmodctl log --dmesg hello"),
 		Flags: []cli.Flag{
@@ -40,26 +42,39 @@ func cmdLog(e *env) *cli.Command {
 				_, err = fmt.Fprint(e.out, strings.Join(append(lines, ""), "\n"))
 				return err
 			}
-			reg, err := e.reader(c.Context)
-			if err != nil {
-				return err
-			}
-			defer reg.Close()
-			attempts, err := reg.Attempts(name, c.String("kernel"), 0)
-			if err != nil {
-				return err
-			}
-			for _, a := range attempts {
-				if a.Op == "build" {
-					return e.printLog(reg, a)
-				}
-			}
-			if _, err := source(reg, name); err != nil {
-				return err
-			}
-			return fmt.Errorf("log %s: never built%s", name, map[bool]string{true: " for " + c.String("kernel")}[c.String("kernel") != ""])
+			return e.buildLog(c.Context, name, c.String("kernel"))
 		},
 	}
+}
+
+// buildLog prints the log of the last build of NAME or NAME@VERSION. A package that
+// was removed has its history still.
+func (e *env) buildLog(ctx context.Context, arg, release string) error {
+	reg, err := e.reader(ctx)
+	if err != nil {
+		return err
+	}
+	defer reg.Close()
+	name, version, _ := strings.Cut(arg, "@")
+	attempts, err := reg.Attempts(name, release, 0)
+	if err != nil {
+		return err
+	}
+	for _, a := range attempts {
+		if a.Op == "build" && (version == "" || a.Version == version) {
+			return e.printLog(reg, a)
+		}
+	}
+	if _, err := source(reg, arg); err != nil {
+		return err
+	}
+	if release == "" {
+		return fmt.Errorf("log %s: never built", arg)
+	}
+	if _, err := kernel.Get(e.root, release); err != nil {
+		return err
+	}
+	return fmt.Errorf("log %s: never built for %s", arg, release)
 }
 
 // printLog prints one build's log with a head that says which build it was.

@@ -49,6 +49,9 @@ var binary = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := os.Chmod(dir, 0o755); err != nil { // other users run it too
+		return "", err
+	}
 	path := filepath.Join(dir, "kmodctl")
 	cmd := exec.Command("go", "build", "-trimpath", "-tags", "urfave_cli_no_docs", "-o", path, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

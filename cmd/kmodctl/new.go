@@ -26,6 +26,9 @@ func cmdNew(e *env) *cli.Command {
 			if err != nil {
 				return err
 			}
+			if e.json {
+				return usagef("new has no --json")
+			}
 			return e.newModule(name)
 		},
 	}

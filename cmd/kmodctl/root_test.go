@@ -54,6 +54,7 @@ func newRoot(t testing.TB, releases ...string) string {
 		t.Fatal(err)
 	}
 	put(t, root, "/etc/os-release")
+	put(t, root, "/usr/lib/os-release") // which it links to
 	headers, _ := filepath.Glob("/usr/src/linux-headers-*")
 	kbuild, _ := filepath.Glob("/usr/lib/linux-kbuild-*")
 	for _, dir := range append(headers, kbuild...) {

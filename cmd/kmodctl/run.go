@@ -37,6 +37,9 @@ func cmdRun(e *env) *cli.Command {
 			if c.NArg() == 0 {
 				return usagef("run takes a folder: kmodctl run DIR")
 			}
+			if e.json {
+				return usagef("run prints what the module prints: it has no --json")
+			}
 			return e.runInVM(c.Context, c.Args().First(), c.Args().Tail(), c.String("kernel"), c.String("image"), c.Duration("timeout"))
 		},
 	}
@@ -151,8 +154,8 @@ func (u unlogged) Unwrap() error { return u.error }
 func (e *env) buildForRun(ctx context.Context, reg *registry.Registry, dir string, m *build.Manifest, k kernel.Release) (registry.Artifact, error) {
 	quiet := *e
 	quiet.err, quiet.quiet = io.Discard, true
-	j := &job{env: &quiet, reg: reg, stale: map[string]bool{}}
-	src, err := j.add(ctx, dir, m)
+	j := &job{env: &quiet, reg: reg, failed: map[string]error{}}
+	src, err := j.add(ctx, dir)
 	if err != nil {
 		return registry.Artifact{}, err
 	}
@@ -245,8 +248,11 @@ func (e *env) boot(ctx context.Context, image string, k kernel.Release, art regi
 	if err != nil {
 		return err
 	}
-	accel, _ := vm.Accel()
-	e.say("boot %s (%s)", k.Name, accel)
+	accel, why := vm.Accel()
+	if !e.verbose {
+		why = accel
+	}
+	e.say("boot %s (%s)", k.Name, why)
 	start := time.Now()
 	code, err := vm.Run(ctx, vm.Config{
 		Image: image, Init: self, Args: args, Files: files, Timeout: timeout, Output: e.out,

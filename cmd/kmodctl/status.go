@@ -27,6 +27,7 @@ func cmdStatus(e *env) *cli.Command {
 			"   stale       built from other inputs than today's: WHY names them\n"+
 			"   failed      the last build failed: WHY is its telling line\n"+
 			"   damaged     what is installed is not what was installed: WHY says how\n"+
+			"   gone        installed for a kernel that is no longer here: WHY says what forgets it\n"+
 			"   skipped     the package does not apply to this kernel, or it has no headers",
 			"kmodctl status", "kmodctl status hello --json"),
 		BashComplete: completePackages(e),
@@ -44,6 +45,7 @@ const (
 	stateStale     = "stale"
 	stateFailed    = "failed"
 	stateDamaged   = "damaged"
+	stateGone      = "gone"
 	stateSkipped   = "skipped"
 )
 
@@ -93,9 +95,16 @@ func (e *env) status(ctx context.Context, args []string) error {
 	if e.root.IsHost() {
 		s.live, _ = loader.ReadState(e.root) // a kernel without modules has none that are live
 	}
+	s.machine = os.Getuid() == 0 || !e.root.IsHost() || len(s.installs) > 0
 	sources, err := reg.Sources()
 	if err != nil {
 		return err
+	}
+	s.latest = map[string]registry.Source{}
+	for _, src := range sources {
+		if s.latest[src.Origin].Added.Before(src.Added) {
+			s.latest[src.Origin] = src
+		}
 	}
 	if len(args) > 0 {
 		var named []registry.Source
@@ -110,7 +119,7 @@ func (e *env) status(ctx context.Context, args []string) error {
 	}
 	packages := []packageStatus{}
 	for _, src := range sources {
-		p, err := s.pkg(src)
+		p, err := s.pkg(ctx, src)
 		if err != nil {
 			return err
 		}
@@ -122,7 +131,7 @@ func (e *env) status(ctx context.Context, args []string) error {
 	}
 	var foreign []registry.Drift
 	for _, d := range s.drift {
-		if d.Package == "" {
+		if d.Package == "" && s.machine {
 			foreign = append(foreign, d)
 		}
 	}
@@ -149,17 +158,13 @@ type statusReader struct {
 	installs []registry.Install
 	drift    []registry.Drift
 	live     *loader.State
+	machine  bool                       // the registry is the machine's, not a user's own: what is installed is its
+	latest   map[string]registry.Source // by origin: the source last added from there
 }
 
-func (s *statusReader) pkg(src registry.Source) (packageStatus, error) {
+func (s *statusReader) pkg(ctx context.Context, src registry.Source) (packageStatus, error) {
 	p := packageStatus{Name: src.Name, Version: src.Version, Origin: src.Origin, Kernels: []kernelStatus{}}
-	if _, err := os.Stat(src.Origin); err != nil {
-		p.OriginGone = true
-	} else if digest, files, err := registry.Digest(src.Origin); err != nil {
-		p.OriginChanged = []string{err.Error()}
-	} else if digest != src.Digest {
-		p.OriginChanged = changedFiles(src.Files, files)
-	}
+	p.OriginGone, p.OriginChanged = s.origin(ctx, src)
 	steps, err := s.plan([]registry.Source{src}, s.kernels)
 	if err != nil {
 		return p, err
@@ -174,10 +179,30 @@ func (s *statusReader) pkg(src registry.Source) (packageStatus, error) {
 	// A kernel that is gone may still have rows: nothing is hidden.
 	for _, release := range releasesOf(s.installs, src.Name, src.Version) {
 		if !slices.ContainsFunc(s.kernels, func(k kernel.Release) bool { return k.Name == release }) {
-			p.Kernels = append(p.Kernels, kernelStatus{Release: release, State: stateDamaged, Why: "the kernel is gone", Installed: src.Version})
+			p.Kernels = append(p.Kernels, kernelStatus{Release: release, State: stateGone, Installed: src.Version,
+				Why: "the kernel is no longer here; kmodctl uninstall " + src.Name + " -k " + release + " forgets it"})
 		}
 	}
 	return p, nil
+}
+
+// origin compares the folder that a source was added from with what was added. A
+// folder that holds another version by now tells nothing of this one.
+func (s *statusReader) origin(ctx context.Context, src registry.Source) (gone bool, changed []string) {
+	if _, err := os.Stat(src.Origin); err != nil {
+		return true, nil
+	}
+	if s.latest[src.Origin].Version != src.Version || s.latest[src.Origin].Name != src.Name {
+		return false, nil
+	}
+	digest, files, err := registry.Digest(ctx, src.Origin)
+	switch {
+	case err != nil:
+		return false, []string{err.Error()}
+	case digest == src.Digest:
+		return false, nil
+	}
+	return false, changedFiles(src.Files, files)
 }
 
 // kernel judges one package for one kernel.
@@ -215,6 +240,8 @@ func judge(step build.Step, built, installed bool, damage, failure string) (stat
 		return stateDamaged, damage
 	case failure != "":
 		return stateFailed, failure
+	case step.Action == build.ActionFail:
+		return stateFailed, step.Reason
 	case step.Action == build.ActionBuild && built:
 		return stateStale, step.Reason
 	case installed:
@@ -250,7 +277,10 @@ func (s *statusReader) damage(src registry.Source, release string) string {
 			found = append(found, d.Path+" is "+d.Kind)
 		}
 	}
-	return strings.Join(found, ", ")
+	if len(found) == 0 {
+		return ""
+	}
+	return strings.Join(found, ", ") + "; kmodctl install " + src.Name + " puts it right"
 }
 
 func (s *statusReader) liveState(release string, m registry.Module) string {
