@@ -27,9 +27,21 @@ func TestMain(m *testing.M) {
 		if os.Getenv(guestEnv) != "" {
 			return guestChecks()
 		}
-		testscript.Main(m, map[string]func(){"kmodctl": main})
+		testscript.Main(tidy{m}, map[string]func(){"kmodctl": main})
 		return 0
 	})
+}
+
+// tidy runs the tests and removes the program that they ran.
+type tidy struct{ m *testing.M }
+
+func (t tidy) Run() int {
+	code := t.m.Run()
+	if built {
+		path, _ := binary()
+		os.RemoveAll(filepath.Dir(path))
+	}
+	return code
 }
 
 func TestScripts(t *testing.T) {
@@ -43,6 +55,8 @@ func TestScripts(t *testing.T) {
 	})
 }
 
+var built bool
+
 // binary is the real program, static as users get it.
 var binary = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "kmodctl-test-")
@@ -52,6 +66,7 @@ var binary = sync.OnceValues(func() (string, error) {
 	if err := os.Chmod(dir, 0o755); err != nil { // other users run it too
 		return "", err
 	}
+	built = true
 	path := filepath.Join(dir, "kmodctl")
 	cmd := exec.Command("go", "build", "-trimpath", "-tags", "urfave_cli_no_docs", "-o", path, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
