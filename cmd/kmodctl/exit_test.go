@@ -70,6 +70,8 @@ func TestHints(t *testing.T) {
 		{fmt.Errorf("write: %w", unix.ENOSPC), "make room"},
 		{&os.PathError{Err: unix.EROFS}, "read-write"},
 		{notBuilt{name: "hello"}, "kmodctl build hello"},
+		{&registry.PackageError{Package: "b", Err: &registry.OwnedError{Module: "m", Owner: "a"}}, "kmodctl uninstall a"},
+		{&build.Error{Package: "hello", Err: unix.ENOSPC}, "make room"},
 	} {
 		if got := strings.Join(hints(c.err), "\n"); !strings.Contains(got, c.want) {
 			t.Errorf("%v: hints %q, want %q", c.err, got, c.want)

@@ -71,6 +71,7 @@ func hints(err error) []string {
 		refused  *loader.KernelError
 		inUse    *loader.InUseError
 		damaged  *registry.CorruptError
+		owned    *registry.OwnedError
 		missing  missingHeaders
 		nolog    unlogged
 		unbuilt  notBuilt
@@ -121,6 +122,8 @@ func hints(err error) []string {
 		return []string{"run it as root: sudo kmodctl ..."}
 	case errors.Is(err, loader.ErrModulesDisabled):
 		return []string{"reboot: kernel.modules_disabled cannot be taken back"}
+	case errors.As(err, &owned):
+		return []string{"kmodctl uninstall " + owned.Owner}
 	case errors.As(err, &damaged):
 		return []string{"kmodctl remove the package and build it again"}
 	case errors.Is(err, registry.ErrNoDepmod):
