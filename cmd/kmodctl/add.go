@@ -84,7 +84,7 @@ func (e *env) remove(ctx context.Context, arg string) error {
 	for _, src := range sources {
 		for _, release := range releasesOf(installs, src.Name, src.Version) {
 			if e.dryRun {
-				e.plan("uninstall %s %s for %s", src.Name, src.Version, release)
+				e.would("uninstall %s %s for %s", src.Name, src.Version, release)
 				continue
 			}
 			res, err := reg.Uninstall(ctx, release, []string{src.Name})
@@ -95,7 +95,7 @@ func (e *env) remove(ctx context.Context, arg string) error {
 			e.changed("uninstalled %s %s for %s", src.Name, src.Version, release)
 		}
 		if e.dryRun {
-			e.plan("remove %s %s", src.Name, src.Version)
+			e.would("remove %s %s", src.Name, src.Version)
 			continue
 		}
 		if err := reg.RemoveSource(src.Name, src.Version); err != nil {

@@ -79,7 +79,7 @@ func (e *env) build(ctx context.Context, args, releases []string, install bool) 
 		}
 	}
 	if e.json {
-		if err := e.document("build", map[string]any{"dry_run": e.dryRun, "steps": j.report(steps), "installs": orEmpty(j.installs)}); err != nil {
+		if err := e.document("build", map[string]any{"dry_run": e.dryRun, "steps": j.results(steps), "installs": orEmpty(j.installs)}); err != nil {
 			return err
 		}
 	}

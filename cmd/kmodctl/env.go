@@ -59,8 +59,8 @@ func (e *env) say(format string, args ...any) {
 // since a hook's log must tell what a night's upgrade did.
 func (e *env) changed(format string, args ...any) { fmt.Fprintf(e.err, format+"\n", args...) }
 
-// plan prints a line of a dry run, unless a document follows.
-func (e *env) plan(format string, args ...any) {
+// would prints a line of a dry run, unless a document follows.
+func (e *env) would(format string, args ...any) {
 	if !e.json {
 		fmt.Fprintf(e.out, format+"\n", args...)
 	}

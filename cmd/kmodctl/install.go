@@ -142,7 +142,7 @@ func (e *env) uninstall(ctx context.Context, args, releases []string) error {
 	var changes []registry.Change
 	for _, release := range slices.Sorted(maps.Keys(byRelease)) {
 		if e.dryRun {
-			e.plan("uninstall %s for %s", strings.Join(byRelease[release], ", "), release)
+			e.would("uninstall %s for %s", strings.Join(byRelease[release], ", "), release)
 			continue
 		}
 		j.tried++

@@ -46,8 +46,8 @@ type buildStep struct {
 	Error   string `json:"error,omitempty"`
 }
 
-// report tells how each step went.
-func (j *job) report(steps []build.Step) (out []buildStep) {
+// results tells how each step went.
+func (j *job) results(steps []build.Step) (out []buildStep) {
 	for _, s := range steps {
 		b := buildStep{Step: s}
 		if err := j.failed[s.Package+" "+s.Release]; err != nil {
@@ -63,7 +63,7 @@ func (j *job) report(steps []build.Step) (out []buildStep) {
 // fail reports a step that failed and lets the others go on.
 func (j *job) fail(err error) {
 	j.errs = append(j.errs, err)
-	j.env.report(err)
+	j.report(err)
 }
 
 // outcome is the error of the whole command.
