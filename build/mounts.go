@@ -15,8 +15,8 @@ import (
 // root where kbuild expects them. The namespace ends with the process, and all of
 // this with it.
 func (w *wall) mount() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return failed("make mounts private", err)
+	if err := private(); err != nil {
+		return err
 	}
 	// Everything is opened before anything is covered: the copy and the root may lie in /tmp.
 	source, err := openDir(w.Source)
@@ -51,6 +51,54 @@ func (w *wall) mount() error {
 	}
 	// Last: the descriptors above were reached through the old one.
 	return failed("mount /proc", unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""))
+}
+
+// private keeps the mounts to come from everybody else. In a chroot "/" is no mount,
+// and only a mount can be made private: it is made one first.
+func private() error {
+	err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	if err == unix.EINVAL {
+		err = mountChroot()
+	}
+	return failed("make mounts private", err)
+}
+
+// mountChroot steps out of the chroot, to the root of our namespace, mounts the
+// chroot's folder onto itself there, and goes back in.
+func mountChroot() error {
+	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	namespace, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	// setns(2) wants a thread that shares its root folder with no other; with ours it
+	// takes us to the namespace's own root.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return err
+	}
+	if err := unix.Setns(namespace, unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	if err := unix.Fchdir(root); err != nil {
+		return err
+	}
+	path, err := unix.Getwd()
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount(path, path, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return err
+	}
+	if err := unix.Chdir(path); err != nil { // onto the new mount
+		return err
+	}
+	return unix.Chroot(".")
 }
 
 func openDir(path string) (fd int, err error) {
