@@ -6,6 +6,17 @@ import (
 	"time"
 )
 
+// What an Attempt tries, and how it ended; "" while it runs.
+const (
+	OpBuild     = "build"
+	OpInstall   = "install"
+	OpUninstall = "uninstall"
+
+	OutcomeOK          = "ok"
+	OutcomeFailed      = "failed"
+	OutcomeInterrupted = "interrupted"
+)
+
 // Attempt is one try to build, install or uninstall a package, kept for good.
 type Attempt struct {
 	ID        int64     `json:"id"`

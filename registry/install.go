@@ -91,7 +91,7 @@ func installRows(q queryer, release string) ([]Install, error) {
 // *LinkError, ErrNoDepmod; and *PackageError, when a call without that package
 // may go through: around an *OwnedError, a *ForeignError, a *CorruptError or others.
 func (r *Registry) Install(ctx context.Context, release string, as []Artifact) (Result, error) {
-	in := intent{Op: "install", Release: release}
+	in := intent{Op: OpInstall, Release: release}
 	now := time.Now().UTC()
 	for _, a := range as {
 		if slices.Contains(in.Packages, a.Package) {
@@ -137,7 +137,7 @@ func (r *Registry) checkArtifact(a Artifact, release string) error {
 // folders when they are empty then, and runs depmod once. When the release has no
 // folder any more, the rows go. ctx, errors and no-ops are as for Install.
 func (r *Registry) Uninstall(ctx context.Context, release string, pkgs []string) (Result, error) {
-	res, err := r.change(ctx, intent{Op: "uninstall", Release: release, Packages: pkgs})
+	res, err := r.change(ctx, intent{Op: OpUninstall, Release: release, Packages: pkgs})
 	if err != nil {
 		return Result{}, fmt.Errorf("uninstall from %s: %w", release, err)
 	}

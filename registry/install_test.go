@@ -172,7 +172,9 @@ func TestInstallRefuses(t *testing.T) {
 			must(t, os.MkdirAll(filepath.Join(root, "etc/depmod.d"), 0o755))
 			must(t, os.WriteFile(filepath.Join(root, "etc/depmod.d/x.conf"), []byte("search built-in\n"), 0o644))
 			must(t, os.WriteFile(filepath.Join(root, modulesPath(release), "kernel/net.ko"), mustObject(t, "in-tree"), 0o644))
-		}, func(err error) bool { return err != nil && strings.Contains(err.Error(), "out of modules.dep") }},
+		}, func(err error) bool {
+			return err != nil && strings.Contains(err.Error(), "out of modules.dep") && errors.As(err, new(*PackageError))
+		}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -43,7 +43,7 @@ func (r *Registry) carryOut(m *modules, in intent, steps []step, visible bool) (
 		err = r.converge(m, in.Target, steps, depmod)
 	}
 	if err == nil {
-		err = r.commit(in, in.Target, "ok", "")
+		err = r.commit(in, in.Target, OutcomeOK, "")
 	}
 	if err != nil {
 		if undo := m.rollBack(); undo != nil {
@@ -72,7 +72,7 @@ func (r *Registry) converge(m *modules, target []Install, steps []step, depmod *
 	}
 	for _, i := range target {
 		if !index[path.Base(i.Path)] {
-			return fmt.Errorf("depmod left %s out of modules.dep: another file of that name wins by depmod.d, or it is excluded", i.Path)
+			return &PackageError{i.Package, fmt.Errorf("depmod left %s out of modules.dep: another file of that name wins by depmod.d, or it is excluded", i.Path)}
 		}
 	}
 	return nil
@@ -109,12 +109,12 @@ func (r *Registry) finish(in intent) error {
 		m.settle()
 		return r.write(func(tx *sql.Tx) error { return deleteIntent(tx, in.Release) })
 	}
-	err = r.goTo(m, in, in.Target, "ok", "")
+	err = r.goTo(m, in, in.Target, OutcomeOK, "")
 	word := "finished"
 	var damaged *CorruptError
 	if errors.As(err, &damaged) || errors.Is(err, fs.ErrNotExist) {
 		word = "undid"
-		err = r.goTo(m, in, in.Before, "failed", err.Error())
+		err = r.goTo(m, in, in.Before, OutcomeFailed, err.Error())
 	}
 	if err == nil {
 		r.note("%s %s for %s", word, in.Op, in.Release)
@@ -194,7 +194,7 @@ func (r *Registry) commit(in intent, target []Install, outcome, reason string) e
 // abandon records that an intent failed and was undone.
 func (r *Registry) abandon(in intent, cause error) error {
 	return r.write(func(tx *sql.Tx) error {
-		if err := endAttempts(tx, in, "failed", cause.Error()); err != nil {
+		if err := endAttempts(tx, in, OutcomeFailed, cause.Error()); err != nil {
 			return err
 		}
 		return deleteIntent(tx, in.Release)
@@ -213,7 +213,7 @@ func (r *Registry) forget(in intent) (Result, error) {
 				return err
 			}
 		}
-		if err := endAttempts(tx, in, "failed", "the kernel is gone"); err != nil {
+		if err := endAttempts(tx, in, OutcomeFailed, "the kernel is gone"); err != nil {
 			return err
 		}
 		return deleteIntent(tx, in.Release)

@@ -84,7 +84,8 @@ func (r *Registry) dropBlobs(digests []string) error {
 		SELECT digest FROM source UNION SELECT digest FROM artifact UNION SELECT digest FROM install UNION SELECT log FROM attempt
 		UNION SELECT record ->> 'log' FROM artifact WHERE record ->> 'log' <> ''
 		UNION SELECT m.value ->> 'digest' FROM artifact, json_each(artifact.record, '$.modules') m
-		UNION SELECT t.value ->> 'digest' FROM intent, json_each(intent.body, '$.target') t`)
+		UNION SELECT t.value ->> 'digest' FROM intent, json_each(intent.body, '$.target') t
+			WHERE t.type = 'object'`) // the target of an uninstall is null
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/xrash/smetrics"
 )
 
 // Source is one package version as the registry keeps it: a copy of its folder.
@@ -135,6 +137,9 @@ func (r *Registry) Sources() ([]Source, error) {
 // Source returns one source; its newest version when version is "". The error is
 // a *NotFoundError when there is none.
 func (r *Registry) Source(name, version string) (Source, error) {
+	if name == "" { // an unset variable of some script: never the first that comes along
+		return Source{}, &NotFoundError{Version: version}
+	}
 	srcs, err := r.sources(name)
 	if err != nil {
 		return Source{}, fmt.Errorf("read source %s: %w", name, err)
@@ -192,26 +197,7 @@ func (r *Registry) notFound(name string) error {
 	return &NotFoundError{Name: name, Near: near}
 }
 
-// distance counts the bytes to insert, delete or change between a and b (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
-}
+func distance(a, b string) int { return smetrics.WagnerFischer(a, b, 1, 1, 1) }
 
 // Extract writes the files of a source into dir, which must exist. After an
 // error, what is in dir is not to be used.

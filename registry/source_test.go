@@ -305,3 +305,24 @@ func FuzzUnpack(f *testing.F) {
 		}
 	})
 }
+
+// An uninstall that waits for one kernel keeps no other work from being done, and
+// no name at all means no package.
+func TestSourcesBesideAnIntent(t *testing.T) {
+	r := writer(t, t.TempDir(), newRoot(t))
+	mustPut(t, r, "net", "1", "net=1")
+	must(t, r.begin(&intent{Op: OpUninstall, Release: release, Packages: []string{"net"}}, nil))
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "kmod.toml"), []byte("x"), 0o644))
+	if _, _, err := r.AddSource(t.Context(), dir, "other", "1", "x"); err != nil {
+		t.Error(err)
+	}
+	if err := r.RemoveSource("other", "1"); err != nil {
+		t.Error(err)
+	}
+	for _, version := range []string{"", "1"} {
+		if src, err := r.Source("", version); err == nil {
+			t.Errorf("no name means %s", src.Name)
+		}
+	}
+}

@@ -31,7 +31,7 @@ func cmdAdd(e *env) *cli.Command {
 			if err != nil {
 				return err
 			}
-			defer reg.Close()
+			defer e.close(reg)
 			src, err := (&job{env: e, reg: reg}).add(c.Context, dir)
 			if err != nil {
 				return err
@@ -71,7 +71,7 @@ func (e *env) remove(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
-	defer reg.Close()
+	defer e.close(reg)
 	sources, err := versions(reg, arg)
 	if err != nil {
 		return err

@@ -71,7 +71,7 @@ func newApp(e *env) *cli.App {
 	return app
 }
 
-// release is what an option -k of several commands names.
+// kernelFlag is -k of the commands that take several kernel releases.
 func kernelFlag(usage string) cli.Flag {
 	return &cli.StringSliceFlag{Name: "kernel", Aliases: []string{"k"}, Usage: usage}
 }

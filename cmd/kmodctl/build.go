@@ -20,9 +20,10 @@ func cmdBuild(e *env) *cli.Command {
 		Name:      "build",
 		Usage:     "build and install modules for every kernel that has headers",
 		ArgsUsage: "[DIR|NAME|NAME@VERSION ...]",
-		Description: examples("Without arguments: everything that is registered, for every kernel that has headers and\n"+
-			"lacks a current artifact; the job after a kernel upgrade. A folder (an argument with a\n"+
-			"slash, or \".\") is added to the registry first. Nothing that is live is touched.",
+		Description: examples("Without arguments: the newest version of everything that is registered, for every kernel\n"+
+			"that has headers and lacks a current artifact; the job after a kernel upgrade. A folder\n"+
+			"(an argument with a slash, or \".\") is added to the registry first. Nothing that is live is\n"+
+			"touched. Without root the artifacts stay in a registry of your own, ~/.local/state/kmodctl.",
 			"kmodctl build ./hello", "kmodctl build", "kmodctl build hello -k 6.1.0-56-amd64 --no-install", "kmodctl build --dry-run"),
 		Flags: []cli.Flag{
 			kernelFlag("only for kernel `RELEASE` (repeatable)"),
@@ -42,32 +43,28 @@ func (e *env) build(ctx context.Context, args, releases []string, install bool) 
 	if err := checkFolders(args); err != nil {
 		return err
 	}
-	kernels, without, err := e.buildable(releases)
+	kernels, lacking, err := e.buildable(releases)
 	if err != nil {
-		if len(args)+len(releases) == 0 && e.nothingRegistered(ctx) {
-			return nil // a machine without kernels and without modules is well
+		if len(args)+len(releases) > 0 || !e.nothingRegistered(ctx) {
+			return err
 		}
-		return err
+		kernels, lacking = nil, nil // a machine without headers and without packages is well
 	}
 	reg, err := e.open(ctx, strings.TrimSpace("build "+strings.Join(args, " ")))
 	if err != nil {
 		return err
 	}
-	defer reg.Close()
-	j := &job{env: e, reg: reg, failed: map[string]error{}}
+	defer e.close(reg)
+	j := &job{env: e, reg: reg, failed: map[target]error{}}
 	sources, err := j.sources(ctx, args)
 	if err != nil {
 		return err
-	}
-	if len(sources) == 0 {
-		e.say("nothing to do: nothing is registered")
-		return nil
 	}
 	steps, err := j.plan(sources, kernels)
 	if err != nil {
 		return err
 	}
-	for _, line := range e.without(without, steps) {
+	for _, line := range e.tellLacking(lacking, steps) {
 		e.changed("%s", line) // with -q too: after a reboot into it the driver is missing
 	}
 	if err := j.buildAll(ctx, sources, steps); err != nil {
@@ -104,7 +101,7 @@ func checkFolders(args []string) error {
 
 // sources are the packages that the arguments name, each once, folders added; all
 // packages when there are none. Names are looked up first: one that is not there
-// leaves nothing half done.
+// leaves no folder added.
 func (j *job) sources(ctx context.Context, args []string) ([]registry.Source, error) {
 	if len(args) == 0 {
 		return newest(j.reg)
@@ -140,7 +137,7 @@ func (j *job) sources(ctx context.Context, args []string) ([]registry.Source, er
 				return nil, err
 			}
 			if err := put(src); err != nil {
-				return nil, err
+				return nil, err // two folders of one name: both are added, as add would
 			}
 		}
 	}
@@ -159,6 +156,8 @@ func (j *job) summary(steps []build.Step, named bool) {
 	}
 	switch {
 	case j.tried > 0 || j.dryRun:
+	case len(steps) == 0:
+		j.say("nothing to do: nothing is registered")
 	case tally[build.ActionCurrent] == 0:
 		j.say("nothing to do: none of these kernels is one to build for")
 	default:
@@ -186,7 +185,7 @@ func (e *env) nothingRegistered(ctx context.Context) bool {
 
 // buildable are the kernels to build for, and those that lack something for it. One
 // that is named and lacks something is an error, and so is a machine on which all do.
-func (e *env) buildable(releases []string) (with, without []kernel.Release, err error) {
+func (e *env) buildable(releases []string) (with, lacking []kernel.Release, err error) {
 	all, err := e.kernels(releases)
 	if err != nil {
 		return nil, nil, err
@@ -201,23 +200,26 @@ func (e *env) buildable(releases []string) (with, without []kernel.Release, err 
 		case len(releases) > 0:
 			return nil, nil, missingHeaders{k}
 		default:
-			without = append(without, k)
+			lacking = append(lacking, k)
 		}
 	}
 	if len(with) == 0 {
-		lacking := without[len(without)-1]
-		if i := slices.IndexFunc(without, func(k kernel.Release) bool { return k.Running }); i >= 0 {
-			lacking = without[i]
+		newest := lacking[len(lacking)-1]
+		if i := slices.IndexFunc(lacking, func(k kernel.Release) bool { return k.Running }); i >= 0 {
+			newest = lacking[i]
 		}
-		return nil, nil, missingHeaders{lacking}
+		return nil, nil, missingHeaders{newest}
 	}
-	return with, without, nil
+	return with, lacking, nil
 }
 
-// without says of each kernel that cannot be built for what it lacks. The running
+// tellLacking says of each kernel that cannot be built for what it lacks. The running
 // kernel of a container or a VPS, which has no modules folder, is normal: it is
 // told of only while something is built.
-func (e *env) without(kernels []kernel.Release, steps []build.Step) (lines []string) {
+func (e *env) tellLacking(kernels []kernel.Release, steps []build.Step) (lines []string) {
+	if len(steps) == 0 {
+		return nil
+	}
 	atWork := slices.ContainsFunc(steps, func(s build.Step) bool { return s.Action == build.ActionBuild })
 	for _, k := range kernels {
 		m := missingHeaders{k}
@@ -265,6 +267,9 @@ func (j *job) add(ctx context.Context, dir string) (registry.Source, error) {
 
 // source finds NAME or NAME@VERSION in the registry.
 func source(reg *registry.Registry, arg string) (registry.Source, error) {
+	if arg == "" || strings.HasPrefix(arg, "@") {
+		return registry.Source{}, usagef("the name of a package is empty (an unset variable?)")
+	}
 	name, version, _ := strings.Cut(arg, "@")
 	return reg.Source(name, version)
 }

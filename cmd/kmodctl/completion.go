@@ -69,10 +69,13 @@ complete -c kmodctl -a '(__kmodctl_complete)'
 // reports whether it did: urfave/cli v2 completes flags only for a command without
 // an own completion, and values never.
 func completing(c *cli.Context, e *env) bool {
+	if err := e.setUp(c); err != nil { // completion comes before it
+		return true
+	}
 	last := os.Args[len(os.Args)-2] // before --generate-bash-completion
 	switch {
 	case last == "-k" || last == "--kernel":
-		all, err := kernel.Find("/")
+		all, err := kernel.Find(e.root)
 		if err != nil {
 			return true
 		}
@@ -120,7 +123,7 @@ func completeLive(e *env) cli.BashCompleteFunc {
 		if completing(c, e) {
 			return
 		}
-		state, err := loader.ReadState(kernel.Root("/"))
+		state, err := loader.ReadState(e.root)
 		if err != nil {
 			return
 		}

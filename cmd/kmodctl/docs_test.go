@@ -38,7 +38,8 @@ func cliMarkdown(app *cli.App) string {
 	var b strings.Builder
 	b.WriteString("# The command line\n\n<!-- Made from the commands by `make docs`; a test fails when it is stale. -->\n\n")
 	b.WriteString("Flags may stand before or behind arguments, `--` ends them. Data goes to standard output, everything for people to standard\n" +
-		"error. An argument with a slash, or `.`, is a path; else it is the NAME of a package, or NAME@VERSION.\n\n")
+		"error. An argument with a slash, or `.` or `..`, is a path; else it is the NAME of a package, or NAME@VERSION; add, run\n" +
+		"and new always take a path, load and info also the name of a .ko file.\n\n")
 	b.WriteString("## Exit codes\n\n| code | meaning |\n|---|---|\n")
 	for _, c := range exitTable {
 		fmt.Fprintf(&b, "| %d | %s |\n", c.code, c.meaning)

@@ -88,7 +88,7 @@ const system = "/var/lib/kmodctl"
 // registryDir is the registry that this user writes: the machine's for root and
 // below a --root, the user's own otherwise.
 func (e *env) registryDir() (string, error) {
-	if e.root.IsHost() && os.Getuid() != 0 {
+	if e.ownRegistry() {
 		state := os.Getenv("XDG_STATE_HOME")
 		if state == "" {
 			home, err := os.UserHomeDir()
@@ -125,13 +125,45 @@ func (e *env) inside(name string) (string, error) {
 // machine's.
 func (e *env) reader(ctx context.Context) (*registry.Registry, error) {
 	dir, err := e.registryDir()
+	if !e.ownRegistry() {
+		if err != nil {
+			return nil, err
+		}
+		return registry.Open(ctx, dir)
+	}
+	if _, statErr := os.Stat(dir); err != nil || statErr != nil { // he has no home, or nothing in it
+		return registry.Open(ctx, system)
+	}
+	own, err := registry.Open(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(dir); err != nil && e.root.IsHost() && os.Getuid() != 0 {
-		dir = system
+	if sources, err := own.Sources(); err != nil || len(sources) > 0 {
+		return own, err
 	}
-	return registry.Open(ctx, dir)
+	own.Close()
+	return registry.Open(ctx, system)
+}
+
+// ownRegistry reports whether this user writes a registry of his own.
+func (e *env) ownRegistry() bool { return e.root.IsHost() && os.Getuid() != 0 }
+
+// command is a kmodctl command that changes the registry which is being looked at.
+func (e *env) command(verb string) string {
+	switch {
+	case !e.root.IsHost():
+		return fmt.Sprintf("kmodctl --root %s %s", e.root, verb)
+	case os.Getuid() != 0:
+		return "sudo kmodctl " + verb
+	}
+	return "kmodctl " + verb
+}
+
+// close ends a writer's work, and tells what it could not clean up.
+func (e *env) close(reg *registry.Registry) {
+	if err := reg.Close(); err != nil {
+		e.changed("note: %v", err)
+	}
 }
 
 // writer opens the registry to change it, waiting for another kmodctl to finish.
@@ -142,6 +174,7 @@ func (e *env) writer(ctx context.Context, command string) (*registry.Registry, e
 	}
 	reg, err := registry.OpenWriter(ctx, dir, e.root, registry.WriterOptions{
 		Command: "kmodctl " + command,
+		Version: version,
 		Waiting: func(holder string) { e.say("waiting for %s", holder) },
 	})
 	if err != nil {
@@ -153,8 +186,15 @@ func (e *env) writer(ctx context.Context, command string) (*registry.Registry, e
 	return reg, nil
 }
 
-// open is writer, or reader for a dry run.
+// open is writer, or reader for a dry run. A user who has no registry of his own
+// gets none by a command that only changes what is there.
 func (e *env) open(ctx context.Context, command string) (*registry.Registry, error) {
+	verb, _, _ := strings.Cut(command, " ")
+	if dir, err := e.registryDir(); err != nil {
+		return nil, err
+	} else if _, err := os.Stat(dir); err != nil && e.ownRegistry() && verb != "add" && verb != "build" && !e.dryRun {
+		return nil, fmt.Errorf("%s: this machine's registry is root's: %w", command, fs.ErrPermission)
+	}
 	if e.dryRun {
 		return e.reader(ctx)
 	}

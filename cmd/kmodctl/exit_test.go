@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -38,6 +39,10 @@ func TestExitCodes(t *testing.T) {
 		{loader.ErrNoCapability, exitRefused},
 		{loader.ErrModulesDisabled, exitRefused},
 		{loader.ErrPermanent, exitRefused},
+		{loader.ErrBuiltin, exitRefused},
+		{guestFailed{code: exitRefused}, exitRefused},
+		{&exec.Error{Name: "make", Err: exec.ErrNotFound}, exitBuild},
+		{missingHeaders{}, exitFailed},
 		{interrupted{syscall.SIGINT}, exitInterrupted},
 		{context.Canceled, exitInterrupted},
 		{interrupted{syscall.SIGTERM}, exitTerminated},
@@ -61,7 +66,7 @@ func TestHints(t *testing.T) {
 		{&build.Error{Package: "hello", Release: "6.1.0"}, "kmodctl log hello -k 6.1.0"},
 		{unlogged{&build.Error{}}, "kmodctl run -v"},
 		{missingHeaders{kernel.Release{Name: "6.1.0", Missing: []kernel.Missing{{What: "x", Remedy: "apt install y"}}}}, "apt install y"},
-		{&loader.KernelError{Module: "hello", Release: "6.1.0", BuiltFor: "6.12.0"}, "kmodctl build hello -k 6.1.0"},
+		{ofPackage{&loader.KernelError{Module: "stack_user", Release: "6.1.0", BuiltFor: "6.12.0"}, "stack"}, "kmodctl build stack -k 6.1.0"},
 		{&loader.InUseError{Module: "stack", Holders: []string{"stack_user"}}, "kmodctl unload stack_user"},
 		{&loader.InUseError{Module: "chardev", Refcnt: 1}, "lsof"},
 		{loader.ErrNoModules, "kmodctl run DIR"},
@@ -77,17 +82,23 @@ func TestHints(t *testing.T) {
 			t.Errorf("%v: hints %q, want %q", c.err, got, c.want)
 		}
 	}
+	// What the kernel answers means other things than what a file system answers.
+	for _, errno := range []unix.Errno{unix.ENOSPC, unix.EROFS, unix.EACCES} {
+		if got := hints(&loader.KernelError{Module: "hello", Errno: errno}); len(got) > 0 {
+			t.Errorf("a module refused with %v: hints %q", errno, got)
+		}
+	}
 }
 
 // TestReport holds the shape of an error that the kernel's own words explain.
 func TestReport(t *testing.T) {
 	var stderr bytes.Buffer
 	e := &env{err: &stderr}
-	e.report(&loader.KernelError{
+	e.report(ofPackage{&loader.KernelError{
 		Op: loader.Insert, Module: "hello", Release: "6.1.0-56-amd64", BuiltFor: "6.12.117+deb12-amd64", Errno: unix.ENOEXEC,
 		Log:   []string{"hello: disagrees about version of symbol module_layout"},
 		Cause: "the file was built for 6.12.117+deb12-amd64",
-	})
+	}, "hello"})
 	want := `kmodctl: load hello: kernel 6.1.0-56-amd64 refused the module: exec format error
   kernel log: hello: disagrees about version of symbol module_layout
   why:  the file was built for 6.12.117+deb12-amd64

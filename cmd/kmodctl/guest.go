@@ -24,7 +24,7 @@ func cmdGuest(e *env) *cli.Command {
 	return &cli.Command{
 		Name:      "guest",
 		Usage:     "load and unload modules in the virtual machine of kmodctl run",
-		ArgsUsage: "MODULE [PARAMETER=VALUE ...] ...",
+		ArgsUsage: "+MODULE [PARAMETER=VALUE ...] ...",
 		Hidden:    true,
 		Action: func(c *cli.Context) error {
 			return e.guest(c.Context, c.Args().Slice())
@@ -60,9 +60,9 @@ func (e *env) guest(ctx context.Context, args []string) error {
 	}
 	var loaded []string
 	for len(args) > 0 && err == nil {
-		name := args[0]
+		name := strings.TrimPrefix(args[0], guestModule)
 		n := 1
-		for n < len(args) && strings.Contains(args[n], "=") {
+		for n < len(args) && !strings.HasPrefix(args[n], guestModule) {
 			n++
 		}
 		params := args[1:n]

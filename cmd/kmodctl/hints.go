@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -72,6 +73,7 @@ func hints(err error) []string {
 		inUse    *loader.InUseError
 		damaged  *registry.CorruptError
 		owned    *registry.OwnedError
+		ours     ofPackage
 		missing  missingHeaders
 		nolog    unlogged
 		unbuilt  notBuilt
@@ -98,6 +100,11 @@ func hints(err error) []string {
 		return missing.remedies()
 	case errors.As(err, &manifest):
 		return []string{"docs/manifest.md lists every key; kmodctl new NAME writes a manifest that works"}
+	case errors.As(err, &refused): // before the errnos, which mean other things here
+		if refused.BuiltFor != "" && refused.BuiltFor != refused.Release && errors.As(err, &ours) {
+			return []string{fmt.Sprintf("kmodctl build %s -k %s", ours.pkg, refused.Release)}
+		}
+		return nil // the cause says it
 	case errors.Is(err, unix.ENOSPC):
 		return []string{"make room, then run the same command again"}
 	case errors.As(err, &nolog):
@@ -106,11 +113,6 @@ func hints(err error) []string {
 		return []string{"kmodctl build " + unbuilt.name}
 	case errors.As(err, &kbuild):
 		return []string{fmt.Sprintf("kmodctl log %s -k %s", kbuild.Package, kbuild.Release)}
-	case errors.As(err, &refused):
-		if refused.BuiltFor != "" && refused.BuiltFor != refused.Release {
-			return []string{fmt.Sprintf("kmodctl build %s -k %s", refused.Module, refused.Release)}
-		}
-		return nil // the cause says it
 	case errors.As(err, &inUse):
 		if len(inUse.Holders) > 0 {
 			return []string{"kmodctl unload " + strings.Join(inUse.Holders, " ")}
@@ -134,7 +136,7 @@ func hints(err error) []string {
 		return []string{"apt install make gcc"}
 	case errors.Is(err, unix.EROFS):
 		return []string{"mount the file system read-write, or build without installing: --no-install"}
-	case errors.Is(err, unix.EACCES):
+	case errors.Is(err, fs.ErrPermission):
 		return []string{"run it as root: sudo kmodctl ..."}
 	}
 	return nil

@@ -29,7 +29,7 @@ func cmdInfo(e *env) *cli.Command {
 				if _, err := kernel.Get(e.root, release); err != nil {
 					return err
 				}
-			} else if !isPath(arg) {
+			} else if !isModuleFile(arg) {
 				if release, err = e.defaultRelease(); err != nil {
 					return err
 				}

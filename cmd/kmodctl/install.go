@@ -9,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"kmodctl/internal/kernel"
 	"kmodctl/registry"
 )
 
@@ -40,10 +41,9 @@ func (e *env) install(ctx context.Context, args, releases []string) error {
 	if err != nil {
 		return err
 	}
-	defer reg.Close()
+	defer e.close(reg)
 	j := &job{env: e, reg: reg}
 	var sources []registry.Source
-	built := false
 	for _, arg := range args {
 		src, err := source(reg, arg)
 		if err != nil {
@@ -52,7 +52,7 @@ func (e *env) install(ctx context.Context, args, releases []string) error {
 		if slices.ContainsFunc(sources, func(s registry.Source) bool { return s.Name == src.Name }) {
 			return usagef("install %s: it is given twice", src.Name)
 		}
-		sources = append(sources, src)
+		built := false
 		for _, k := range kernels {
 			_, ok, err := reg.Artifact(src.Name, src.Version, k.Name)
 			if err != nil {
@@ -63,9 +63,10 @@ func (e *env) install(ctx context.Context, args, releases []string) error {
 			}
 			built = built || ok
 		}
-	}
-	if !built {
-		return notBuilt{strings.Join(args, ", "), releases}
+		if !built {
+			return notBuilt{arg, releases}
+		}
+		sources = append(sources, src)
 	}
 	if err := j.installAll(ctx, sources, kernels, true); err != nil {
 		return err
@@ -117,7 +118,7 @@ func (e *env) uninstall(ctx context.Context, args, releases []string) error {
 	if err != nil {
 		return err
 	}
-	defer reg.Close()
+	defer e.close(reg)
 	installs, err := reg.Installs()
 	if err != nil {
 		return err
@@ -136,6 +137,11 @@ func (e *env) uninstall(ctx context.Context, args, releases []string) error {
 		}
 	}
 	if len(byRelease) == 0 {
+		for _, k := range releases {
+			if _, err := kernel.Get(e.root, k); err != nil {
+				return err // a misspelled release is no success
+			}
+		}
 		e.say("nothing to do: %s not installed", strings.Join(args, ", "))
 	}
 	j := &job{env: e, reg: reg}

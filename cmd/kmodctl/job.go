@@ -17,18 +17,22 @@ import (
 	"kmodctl/registry"
 )
 
-// job carries packages through build -> registry -> install. It is the only
-// place that knows all three, and passes plain values between them.
+// job carries packages through build -> registry -> install, and passes plain
+// values between them: the rooms do not know each other.
 type job struct {
 	*env
 	reg    *registry.Registry
 	tried  int              // steps that were begun
 	errs   []error          // of the steps that failed: each has been reported
-	failed map[string]error // package and release whose build failed: what is installed stays
+	failed map[target]error // builds that failed: what is installed stays
+	willBe map[target]bool  // in a dry run, what would be built
 
 	installs []installStep
 	folders  map[string]string // folders inside the root: their host paths
 }
+
+// target is a package and the kernel release that it is for.
+type target struct{ pkg, release string }
 
 // installStep is one package to be installed for one kernel, and how that went.
 type installStep struct {
@@ -50,7 +54,7 @@ type buildStep struct {
 func (j *job) results(steps []build.Step) (out []buildStep) {
 	for _, s := range steps {
 		b := buildStep{Step: s}
-		if err := j.failed[s.Package+" "+s.Release]; err != nil {
+		if err := j.failed[target{s.Package, s.Release}]; err != nil {
 			b.Outcome, b.Error = "failed", err.Error()
 		} else if s.Action == build.ActionBuild && !j.dryRun {
 			b.Outcome = "built"
@@ -129,15 +133,17 @@ func (j *job) buildAll(ctx context.Context, sources []registry.Source, steps []b
 		byName[s.Name+"@"+s.Version] = s
 	}
 	var todo []build.Step
+	j.willBe = map[target]bool{}
 	for _, s := range steps {
 		switch {
 		case s.Action == build.ActionBuild && j.dryRun:
-			fmt.Fprintf(j.dry(), "build %s %s for %s: %s\n", s.Package, s.Version, s.Release, s.Reason)
+			j.willBe[target{s.Package, s.Release}] = true
+			j.would("build %s %s for %s: %s", s.Package, s.Version, s.Release, s.Reason)
 		case s.Action == build.ActionBuild:
 			todo = append(todo, s)
 		case s.Action == build.ActionFail:
 			j.tried++
-			j.failed[s.Package+" "+s.Release] = s.Err
+			j.failed[target{s.Package, s.Release}] = s.Err
 			j.fail(fmt.Errorf("build %s for %s: %w", s.Package, s.Release, s.Err))
 		}
 	}
@@ -152,7 +158,7 @@ func (j *job) buildAll(ctx context.Context, sources []registry.Source, steps []b
 			return context.Cause(ctx)
 		}
 		if err != nil {
-			j.failed[s.Package+" "+s.Release] = err
+			j.failed[target{s.Package, s.Release}] = err
 			j.fail(err)
 			continue
 		}
@@ -164,14 +170,6 @@ func (j *job) buildAll(ctx context.Context, sources []registry.Source, steps []b
 	return nil
 }
 
-// dry is where a dry run prints its plan: nowhere when the plan is a document.
-func (j *job) dry() io.Writer {
-	if j.json {
-		return io.Discard
-	}
-	return j.out
-}
-
 // buildOne builds one package for one kernel and puts the artifact into the
 // registry. The attempt and its log are kept, however it ends.
 func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step) (err error) {
@@ -180,24 +178,24 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step) (
 		return err
 	}
 	defer done()
-	attempt, err := j.reg.BeginAttempt(registry.Attempt{
-		Op: "build", Package: s.Package, Version: s.Version, Release: s.Release,
-		Started: time.Now(), InputHash: s.InputHash,
-	})
-	if err != nil {
-		return err
-	}
 	log, err := os.OpenFile(filepath.Join(work, "log"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
+	attempt, err := j.reg.BeginAttempt(registry.Attempt{
+		Op: registry.OpBuild, Package: s.Package, Version: s.Version, Release: s.Release,
+		Started: time.Now(), InputHash: s.InputHash,
+	})
+	if err != nil {
+		return err
+	}
 	defer func() {
-		attempt.Outcome = "ok"
+		attempt.Outcome = registry.OutcomeOK
 		if err != nil {
-			attempt.Outcome, attempt.Error = "failed", err.Error()
+			attempt.Outcome, attempt.Error = registry.OutcomeFailed, err.Error()
 			if ctx.Err() != nil {
-				attempt.Outcome = "interrupted"
+				attempt.Outcome = registry.OutcomeInterrupted
 			}
 		}
 		attempt.Seconds = time.Since(attempt.Started).Seconds()
@@ -285,26 +283,30 @@ func (j *job) installAll(ctx context.Context, sources []registry.Source, kernels
 	if err != nil {
 		return err
 	}
+	damaged := map[target]bool{}
+	if thorough {
+		drift, err := j.reg.Verify(j.root)
+		if err != nil {
+			return err
+		}
+		for _, d := range drift {
+			damaged[target{d.Package, d.Release}] = true
+		}
+	}
 	for _, k := range kernels {
 		var due []registry.Artifact
 		for _, src := range sources {
+			to := target{src.Name, k.Name}
 			art, ok, err := j.reg.Artifact(src.Name, src.Version, k.Name)
 			if err != nil {
 				return err
 			}
-			if ok && j.failed[src.Name+" "+k.Name] == nil && (thorough && !j.dryRun || !j.inPlace(art, installs)) {
+			if j.willBe[to] {
+				art, ok = registry.Artifact{Package: src.Name, Version: src.Version, Release: k.Name}, true
+			}
+			if ok && j.failed[to] == nil && (damaged[to] || j.willBe[to] || !j.inPlace(art, installs)) {
 				due = append(due, art)
 			}
-		}
-		if len(due) == 0 {
-			continue
-		}
-		if j.dryRun {
-			for _, art := range due {
-				fmt.Fprintf(j.dry(), "install %s %s for %s\n", art.Package, art.Version, art.Release)
-				j.installed(art, "", "")
-			}
-			continue
 		}
 		if err := j.installFor(ctx, k, due); err != nil {
 			return err
@@ -317,14 +319,13 @@ func (j *job) installAll(ctx context.Context, sources []registry.Source, kernels
 // does not keep the others from it.
 func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.Artifact) error {
 	if why := j.cannotInstall(k); why != "" {
+		j.keep(due, why)
+		return nil
+	}
+	if j.dryRun {
 		for _, art := range due {
-			j.installed(art, "kept", why)
-			if j.tried > 0 || j.verbose {
-				j.say("%s %s for %s is built and not installed: %s", art.Package, art.Version, k.Name, why)
-				for _, m := range art.Modules {
-					j.say("  %s: %s", m.File, j.reg.BlobPath(m.Digest))
-				}
-			}
+			j.would("install %s %s for %s", art.Package, art.Version, art.Release)
+			j.installed(art, "", "")
 		}
 		return nil
 	}
@@ -335,34 +336,44 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		var one *registry.PackageError
-		switch {
-		case errors.As(err, &one):
-			i := slices.IndexFunc(due, func(a registry.Artifact) bool { return a.Package == one.Package })
-			if i < 0 {
-				return err
+		if err == nil {
+			if len(res.Changes) > 0 || res.Depmod {
+				j.tried++
+				for _, art := range due {
+					j.installed(art, "installed", "")
+					j.changed("installed %s %s for %s", art.Package, art.Version, k.Name)
+				}
 			}
-			j.tried++
-			j.installed(due[i], "failed", one.Err.Error())
-			j.fail(err)
-			due = slices.Delete(due, i, i+1)
-			continue
-		case err != nil:
-			j.tried++
-			for _, art := range due {
+			return nil
+		}
+		j.tried++
+		j.fail(err)
+		// Of a package to blame the others are free; else all have failed.
+		var one *registry.PackageError
+		blamed := func(a registry.Artifact) bool { return one == nil || a.Package == one.Package }
+		errors.As(err, &one)
+		for _, art := range due {
+			if blamed(art) {
 				j.installed(art, "failed", err.Error())
 			}
-			j.fail(err)
-		case len(res.Changes) > 0 || res.Depmod:
-			j.tried++
-			for _, art := range due {
-				j.installed(art, "installed", "")
-				j.changed("installed %s %s for %s", art.Package, art.Version, k.Name)
-			}
 		}
-		return nil
+		due = slices.DeleteFunc(due, blamed)
 	}
 	return nil
+}
+
+// keep tells of artifacts that stay in the registry, and where they are there.
+func (j *job) keep(due []registry.Artifact, why string) {
+	for _, art := range due {
+		j.installed(art, "kept", why)
+		if j.tried == 0 && !j.verbose || j.dryRun {
+			continue
+		}
+		j.say("%s %s for %s is built and not installed: %s", art.Package, art.Version, art.Release, why)
+		for _, m := range art.Modules {
+			j.say("  %s: %s", m.File, j.reg.BlobPath(m.Digest))
+		}
+	}
 }
 
 // installed notes how an install went.

@@ -415,9 +415,10 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
-func write(t testing.TB, dir, name, text string) {
+func write(t testing.TB, dir, name, text string) string {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	return text
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,8 +26,9 @@ func cmdLoad(e *env) *cli.Command {
 		Name:      "load",
 		Usage:     "load a module into the running kernel, dependencies first",
 		ArgsUsage: "MODULE|FILE.ko [PARAMETER=VALUE ...]",
-		Description: examples("What the registry built is preferred, then the kernel's own modules. Parameters go to the\n"+
-			"named module alone; commas in a value are kept.",
+		Description: examples("What the registry built is preferred, then the kernel's own modules; an installed file that\n"+
+			"was damaged gives way to the registry's copy. Parameters go to the named module alone;\n"+
+			"commas in a value are kept. Settings in modprobe.d are not read yet.",
 			"kmodctl load hello", "kmodctl load params count=3 ports=80,443", "kmodctl load ./hello.ko", "kmodctl load stack_user --dry-run"),
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
@@ -57,7 +60,7 @@ func (e *env) load(ctx context.Context, name string, params []string) error {
 		return fmt.Errorf("load %s: %w", name, err)
 	}
 	req := loader.LoadRequest{Name: name, Params: params, State: state, Release: release}
-	if isPath(name) {
+	if isModuleFile(name) {
 		req.Name, req.File = "", name
 	}
 	if req.Index, err = e.index(release); err != nil {
@@ -74,14 +77,22 @@ func (e *env) load(ctx context.Context, name string, params []string) error {
 	}
 	for _, step := range plan.Steps {
 		if why, ok := kept.damaged[step.Module]; ok && step.Action == loader.Insert {
-			plan.Notes = append(plan.Notes, why+": the registry's copy is loaded; kmodctl install puts it right")
+			plan.Notes = append(plan.Notes, why+": "+step.Path+" is loaded; kmodctl install "+kept.modules[step.Module].Package+" puts it right")
 		}
 	}
 	if err := bareWords(plan, params); err != nil {
 		return err
 	}
-	return e.act(ctx, plan)
+	err = e.act(ctx, plan)
+	var refused *loader.KernelError
+	if errors.As(err, &refused) && kept.modules[refused.Module].Package != "" {
+		err = ofPackage{err, kept.modules[refused.Module].Package}
+	}
+	return err
 }
+
+// isModuleFile tells a .ko file on the command line from a module's name.
+func isModuleFile(arg string) bool { return isPath(arg) || strings.HasSuffix(arg, ".ko") }
 
 // bareWords refuses a parameter without a value that the module does not declare:
 // more likely it was meant as a second module, and the kernel would ignore it.
@@ -115,13 +126,19 @@ func (e *env) index(release string) (*loader.Index, error) {
 // kept are the registry's modules for one kernel.
 type kept struct {
 	reg     *registry.Registry
-	files   map[string]registry.Module // by name: the newest artifact's
-	paths   map[string]string          // installed files that are what was installed
-	damaged map[string]string          // installed files that are not: what happened to them
+	modules map[string]keptModule // by name: the newest artifact's
+	paths   map[string]string     // installed files that are what was installed
+	damaged map[string]string     // installed files that are not: what happened to them
+}
+
+// keptModule is a module and the package that it is of.
+type keptModule struct {
+	registry.Module
+	Package, Version string
 }
 
 func modulesOf(root kernel.Root, reg *registry.Registry, release string) (*kept, error) {
-	k := &kept{reg, map[string]registry.Module{}, map[string]string{}, map[string]string{}}
+	k := &kept{reg, map[string]keptModule{}, map[string]string{}, map[string]string{}}
 	sources, err := reg.Sources()
 	if err != nil {
 		return nil, err
@@ -132,7 +149,7 @@ func modulesOf(root kernel.Root, reg *registry.Registry, release string) (*kept,
 			return nil, err
 		}
 		for _, m := range art.Modules {
-			k.files[m.Name] = m
+			k.modules[m.Name] = keptModule{m, src.Name, src.Version}
 		}
 	}
 	installs, err := reg.Installs()
@@ -144,25 +161,35 @@ func modulesOf(root kernel.Root, reg *registry.Registry, release string) (*kept,
 			continue
 		}
 		path, err := root.Path(i.Path)
-		if err != nil {
-			k.damaged[i.Module] = i.Path + " is missing"
-		} else if digest, err := fileDigest(path); err != nil || digest != i.Digest {
-			k.damaged[i.Module] = i.Path + " is not what was installed"
-		} else {
+		digest := ""
+		if err == nil {
+			digest, err = fileDigest(path)
+		}
+		switch {
+		case digest == i.Digest:
 			k.paths[i.Module] = path
+			continue
+		case errors.Is(err, fs.ErrNotExist):
+			k.damaged[i.Module] = i.Path + " is missing"
+		default:
+			k.damaged[i.Module] = i.Path + " is not what was installed"
+		}
+		// What was installed is what loads, not a newer build that was not.
+		if m := k.modules[i.Module]; m.Digest != i.Digest {
+			k.modules[i.Module] = keptModule{registry.Module{Name: i.Module, Digest: i.Digest}, i.Package, i.Version}
 		}
 	}
 	return k, nil
 }
 
 // find is a loader.Lookup: the installed file while it is the one that was
-// installed, else the registry's own copy.
+// installed, else the registry's own copy of it, else that of the newest artifact.
 func (k *kept) find(module string) (string, bool) {
 	module = ko.NormalizeName(module)
 	if path, ok := k.paths[module]; ok {
 		return path, true
 	}
-	m, ok := k.files[module]
+	m, ok := k.modules[module]
 	if !ok {
 		return "", false
 	}
@@ -170,6 +197,14 @@ func (k *kept) find(module string) (string, bool) {
 	digest, err := fileDigest(path)
 	return path, err == nil && digest == m.Digest
 }
+
+// ofPackage is an error about a module of a registered package.
+type ofPackage struct {
+	error
+	pkg string
+}
+
+func (o ofPackage) Unwrap() error { return o.error }
 
 // fileDigest is the SHA-256 of a file, in hex, as the registry names it.
 func fileDigest(path string) (string, error) {
@@ -193,7 +228,7 @@ func (e *env) act(ctx context.Context, plan *loader.Plan) error {
 		}
 		for _, s := range plan.Steps {
 			line := s.Action + " " + s.Module
-			if s.Path != "" && s.Action == "insert" {
+			if s.Path != "" && s.Action == loader.Insert {
 				line = strings.TrimSpace(s.Action + " " + s.Path + " " + s.Params)
 			}
 			fmt.Fprintf(e.out, "%s (%s)\n", line, s.Reason)
@@ -250,8 +285,11 @@ func cmdUnload(e *env) *cli.Command {
 			if _, err := e.running(); err != nil {
 				return err
 			}
+			if e.json && c.NArg() > 1 {
+				return usagef("unload prints one document for one module: name one with --json")
+			}
 			for _, name := range c.Args().Slice() {
-				if isPath(name) || strings.HasSuffix(name, ".ko") {
+				if isModuleFile(name) {
 					return usagef("unload takes the name of a module, not a file: kmodctl unload %s", ko.NameOfFile(name))
 				}
 				state, err := loader.ReadState(e.root)
@@ -288,8 +326,8 @@ func cmdList(e *env) *cli.Command {
 // liveModule is one line of list.
 type liveModule struct {
 	loader.Live
-	Package string `json:"package,omitempty"` // NAME@VERSION when the registry built what is live
-	Note    string `json:"note,omitempty"`    // what differs from the registry
+	Package string `json:"package,omitempty"` // NAME@VERSION when the registry has a module of that name
+	Note    string `json:"note,omitempty"`    // whether what is live is another build than the registry's
 }
 
 func (e *env) list(ctx context.Context) error {
@@ -306,16 +344,16 @@ func (e *env) list(ctx context.Context) error {
 		return err
 	}
 	defer reg.Close()
-	ours, err := artifacts(reg, release)
+	kept, err := modulesOf(e.root, reg, release)
 	if err != nil {
 		return err
 	}
 	modules := []liveModule{}
 	for _, live := range state.Modules {
 		m := liveModule{Live: live}
-		if a, ok := ours[live.Name]; ok {
-			m.Package = a.Package + "@" + a.Version
-			if a.buildID != "" && live.BuildID != "" && a.buildID != live.BuildID {
+		if ours, ok := kept.modules[live.Name]; ok {
+			m.Package = ours.Package + "@" + ours.Version
+			if ours.BuildID != "" && live.BuildID != "" && ours.BuildID != live.BuildID {
 				m.Note = "live is another build"
 			}
 		}
@@ -331,33 +369,9 @@ func (e *env) list(ctx context.Context) error {
 	return t.flush()
 }
 
-// ourModule is where a live module may have come from.
-type ourModule struct{ Package, Version, buildID string }
-
-// artifacts are the modules that the registry has for a kernel, by module name.
-func artifacts(reg *registry.Registry, release string) (map[string]ourModule, error) {
-	out := map[string]ourModule{}
-	sources, err := reg.Sources()
-	if err != nil {
-		return nil, err
-	}
-	for _, src := range sources {
-		art, ok, err := reg.Artifact(src.Name, src.Version, release)
-		if err != nil {
-			return nil, err
-		}
-		for _, m := range art.Modules {
-			if ok {
-				out[m.Name] = ourModule{src.Name, src.Version, m.BuildID}
-			}
-		}
-	}
-	return out, nil
-}
-
 // moduleFile is the .ko that NAME or a path on the command line means.
 func (e *env) moduleFile(ctx context.Context, arg, release string) (string, error) {
-	if isPath(arg) || strings.HasSuffix(arg, ".ko") {
+	if isModuleFile(arg) {
 		if _, err := os.Stat(arg); err != nil {
 			return "", err
 		}

@@ -50,6 +50,9 @@ func cmdLog(e *env) *cli.Command {
 // buildLog prints the log of the last build of NAME or NAME@VERSION. A package that
 // was removed has its history still.
 func (e *env) buildLog(ctx context.Context, arg, release string) error {
+	if arg == "" || strings.HasPrefix(arg, "@") {
+		return usagef("log: the name of a package is empty")
+	}
 	reg, err := e.reader(ctx)
 	if err != nil {
 		return err
@@ -61,7 +64,7 @@ func (e *env) buildLog(ctx context.Context, arg, release string) error {
 		return err
 	}
 	for _, a := range attempts {
-		if a.Op == "build" && (version == "" || a.Version == version) {
+		if a.Op == registry.OpBuild && (version == "" || a.Version == version) {
 			return e.printLog(reg, a)
 		}
 	}

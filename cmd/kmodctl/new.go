@@ -66,7 +66,10 @@ func (e *env) newModule(name string) error {
 			return fmt.Errorf("new %s: %w", name, err)
 		}
 	}
-	e.say("wrote %s: kmodctl run ./%s loads it in a virtual machine", dir, dir)
+	if !strings.Contains(dir, "/") {
+		dir = "./" + dir
+	}
+	e.say("wrote %s: kmodctl run %s loads it in a virtual machine", dir, dir)
 	return nil
 }
 

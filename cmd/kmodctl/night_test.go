@@ -66,7 +66,7 @@ func TestNight(t *testing.T) {
 		if err := do(); err != nil {
 			t.Fatal(err)
 		}
-		says(t, km(0, "status", "hello").out, "damaged", what, "kmodctl install hello puts it right")
+		says(t, km(0, "status", "hello").out, "damaged", what, "kmodctl install hello@1.0.0 puts it right")
 		km(0, "install", "hello")
 		if out := km(0, "status", "hello").out; strings.Contains(out, "damaged") {
 			t.Errorf("%s: not mended:\n%s", what, out)
@@ -95,12 +95,41 @@ func TestNight(t *testing.T) {
 	says(t, km(0, "log", "hello@1.0.0").out, "strip")
 	says(t, km(exitNotFound, "log", "hello", "-k", "6.9").stderr, "no such kernel")
 
+	// Put right again, nothing is left of the failure, and nothing has to be built.
+	write(t, hello, "kmod.toml", string(text))
+	source, err := os.ReadFile("../../examples/hello/hello.c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := write(t, hello, "hello.c", string(source)+"garbage;\n")
+	km(exitBuild, "build", hello)
+	says(t, km(0, "status", "hello@1.0.0").out, "failed", "garbage")
+	write(t, hello, "hello.c", strings.TrimSuffix(broken, "garbage;\n"))
+	says(t, km(0, "build", hello).stderr, "nothing to do")
+	if out := km(0, "status", "hello@1.0.0").out; strings.Contains(out, "failed") {
+		t.Errorf("a failure that was put right is still told:\n%s", out)
+	}
+
+	// A dry run says what the run then does.
+	if err := overwrite(installed); err != nil {
+		t.Fatal(err)
+	}
+	says(t, km(0, "install", "hello@1.0.0", "--dry-run").out, "install hello 1.0.0 for "+rels[0])
+	says(t, km(0, "install", "hello@1.0.0").stderr, "installed hello 1.0.0 for "+rels[0])
+	changeByte(t, filepath.Join(stack, "stack_user.c"))
+	dry := km(0, "build", stack, "--dry-run").out
+	says(t, dry, "build stack 1.0.0 for "+rels[0], "install stack 1.0.0 for "+rels[1])
+
+	// No name is nobody's name.
+	for _, command := range []string{"remove", "uninstall", "install", "log", "status"} {
+		km(exitUsage, command, "")
+	}
+
 	// Another package with a module of the same name keeps nobody from his.
 	thief := t.TempDir()
 	write(t, thief, "kmod.toml", "name = \"athief\"\nversion = \"1\"\n\n[[module]]\nname = \"stack\"\n")
 	write(t, thief, "Kbuild", "obj-m := stack.o\n")
 	write(t, thief, "stack.c", "#include <linux/module.h>\nMODULE_LICENSE(\"GPL\");\n")
-	changeByte(t, filepath.Join(stack, "stack_user.c"))
 	r = km(exitPartly, "build", thief, stack)
 	says(t, r.stderr, "module stack belongs to package stack", "installed stack 1.0.0 for "+rels[0])
 

@@ -31,7 +31,7 @@ func cmdRun(e *env) *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "kernel", Aliases: []string{"k"}, Usage: "boot kernel `RELEASE`; default: the newest that can be built for"},
 			&cli.StringFlag{Name: "image", Usage: "boot `FILE` (a vmlinuz of that release) instead of the machine's own"},
-			&cli.DurationFlag{Name: "timeout", Value: 2 * time.Minute, Usage: "give up after this long"},
+			&cli.DurationFlag{Name: "timeout", Value: 2 * time.Minute, Usage: "give up after `TIME` (default 2m)"},
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() == 0 {
@@ -73,7 +73,7 @@ func (e *env) runInVM(ctx context.Context, dir string, params []string, release,
 	if err := os.Chmod(scratch, 0o755); err != nil {
 		return err
 	}
-	reg, err := registry.OpenWriter(ctx, filepath.Join(scratch, "registry"), e.root, registry.WriterOptions{Command: "kmodctl run"})
+	reg, err := registry.OpenWriter(ctx, filepath.Join(scratch, "registry"), e.root, registry.WriterOptions{Command: "kmodctl run", Version: version})
 	if err != nil {
 		return err
 	}
@@ -124,10 +124,14 @@ func (e *env) bootable(m *build.Manifest, release, image string) (kernel.Release
 	}
 	var without []string
 	for _, k := range slices.Backward(all) {
-		if ok, _ := m.Applies(k); ok && k.Tree != nil && (k.Image != "" || image != "") {
+		ok, why := m.Applies(k)
+		switch {
+		case ok && k.Tree != nil && (k.Image != "" || image != ""):
 			return k, nil
+		case ok:
+			why = "no image of it in /boot"
 		}
-		without = append(without, k.Name)
+		without = append(without, k.Name+" ("+why+")")
 	}
 	return kernel.Release{}, noBootable{m.Name, without}
 }
@@ -139,11 +143,10 @@ type noBootable struct {
 }
 
 func (n noBootable) Error() string {
-	text := "run " + n.name + ": no kernel here has both headers and an image"
-	if len(n.seen) > 0 {
-		text += " (seen: " + strings.Join(n.seen, ", ") + ")"
+	if len(n.seen) == 0 {
+		return "run " + n.name + ": there is no kernel here"
 	}
-	return text
+	return "run " + n.name + ": no kernel here will do: " + strings.Join(n.seen, ", ")
 }
 
 // unlogged is a failed build whose log is not kept.
@@ -154,7 +157,7 @@ func (u unlogged) Unwrap() error { return u.error }
 func (e *env) buildForRun(ctx context.Context, reg *registry.Registry, dir string, m *build.Manifest, k kernel.Release) (registry.Artifact, error) {
 	quiet := *e
 	quiet.err, quiet.quiet = io.Discard, true
-	j := &job{env: &quiet, reg: reg, failed: map[string]error{}}
+	j := &job{env: &quiet, reg: reg, failed: map[target]error{}}
 	src, err := j.add(ctx, dir)
 	if err != nil {
 		return registry.Artifact{}, err
@@ -217,13 +220,16 @@ func (e *env) guestFiles(reg *registry.Registry, art registry.Artifact, k kernel
 	return files, nil
 }
 
+// guestModule begins a module's name among the guest's arguments.
+const guestModule = "+"
+
 // guestArgs are the guest's arguments: each module in the manifest's order, its
 // parameters behind it. A parameter goes to the module that declares it.
 func guestArgs(reg *registry.Registry, art registry.Artifact, params []string) ([]string, error) {
 	args := []string{"guest"}
 	left := slices.Clone(params)
 	for _, m := range art.Modules {
-		args = append(args, m.Name)
+		args = append(args, guestModule+m.Name)
 		info, err := ko.Open(reg.BlobPath(m.Digest))
 		if err != nil {
 			return nil, err

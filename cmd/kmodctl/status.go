@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -19,13 +21,13 @@ func cmdStatus(e *env) *cli.Command {
 	return &cli.Command{
 		Name:      "status",
 		Usage:     "show what is built and installed for which kernel, and why not",
-		ArgsUsage: "[NAME ...]",
+		ArgsUsage: "[NAME|NAME@VERSION ...]",
 		Description: examples("One line per package and kernel. STATE is one of\n\n"+
 			"   installed   the current artifact is in /lib/modules and in its index\n"+
 			"   built       the current artifact is in the registry only\n"+
 			"   added       known, not built yet\n"+
 			"   stale       built from other inputs than today's: WHY names them\n"+
-			"   failed      the last build failed: WHY is its telling line\n"+
+			"   failed      the last build of today's inputs failed, or none can begin: WHY says why\n"+
 			"   damaged     what is installed is not what was installed: WHY says how\n"+
 			"   gone        installed for a kernel that is no longer here: WHY says what forgets it\n"+
 			"   skipped     the package does not apply to this kernel, or it has no headers",
@@ -54,7 +56,7 @@ type packageStatus struct {
 	Name          string         `json:"name"`
 	Version       string         `json:"version"`
 	Origin        string         `json:"origin"`
-	OriginChanged []string       `json:"origin_changed,omitempty"` // files that differ from what was added
+	OriginChanged []string       `json:"origin_changed,omitempty"` // files that differ from what was added, or why they cannot be compared
 	OriginGone    bool           `json:"origin_gone,omitempty"`
 	Kernels       []kernelStatus `json:"kernels"`
 }
@@ -190,17 +192,17 @@ func (s *statusReader) pkg(ctx context.Context, src registry.Source) (packageSta
 // folder that holds another version by now tells nothing of this one.
 func (s *statusReader) origin(ctx context.Context, src registry.Source) (gone bool, changed []string) {
 	if _, err := os.Stat(src.Origin); err != nil {
-		return true, nil
+		return errors.Is(err, fs.ErrNotExist), nil // what this user cannot see is not known
 	}
 	if s.latest[src.Origin].Version != src.Version || s.latest[src.Origin].Name != src.Name {
 		return false, nil
 	}
 	digest, files, err := registry.Digest(ctx, src.Origin)
 	switch {
+	case errors.Is(err, fs.ErrPermission) || err == nil && digest == src.Digest:
+		return false, nil
 	case err != nil:
 		return false, []string{err.Error()}
-	case digest == src.Digest:
-		return false, nil
 	}
 	return false, changedFiles(src.Files, files)
 }
@@ -229,7 +231,7 @@ func (s *statusReader) kernel(src registry.Source, step build.Step) (kernelStatu
 	if err != nil {
 		return k, err
 	}
-	k.State, k.Why = judge(step, built, current, s.damage(src, step.Release), failure(last, src.Version))
+	k.State, k.Why = judge(step, built, current, s.damage(src, step.Release), failure(last, step))
 	return k, nil
 }
 
@@ -254,16 +256,17 @@ func judge(step build.Step, built, installed bool, damage, failure string) (stat
 	return stateAdded, step.Reason
 }
 
-// failure is the error of the last build of that version, "" when it went well.
-func failure(attempts []registry.Attempt, version string) string {
+// failure is the error of the last build of today's inputs, "" when it went well or
+// there was none.
+func failure(attempts []registry.Attempt, step build.Step) string {
 	for _, a := range attempts {
-		if a.Op != "build" || a.Version != version {
+		if a.Op != registry.OpBuild || a.Version != step.Version || a.InputHash != step.InputHash {
 			continue
 		}
-		if a.Outcome == "failed" {
+		switch a.Outcome {
+		case registry.OutcomeFailed:
 			return strings.SplitN(a.Error, "\n", 2)[0]
-		}
-		if a.Outcome == "ok" {
+		case registry.OutcomeOK:
 			return ""
 		}
 	}
@@ -280,7 +283,7 @@ func (s *statusReader) damage(src registry.Source, release string) string {
 	if len(found) == 0 {
 		return ""
 	}
-	return strings.Join(found, ", ") + "; kmodctl install " + src.Name + " puts it right"
+	return strings.Join(found, ", ") + "; kmodctl install " + src.Name + "@" + src.Version + " puts it right"
 }
 
 func (s *statusReader) liveState(release string, m registry.Module) string {
@@ -361,7 +364,7 @@ func (e *env) printStatus(packages []packageStatus, foreign []registry.Drift, un
 		fmt.Fprintf(e.out, "unfinished: %s\n", u)
 	}
 	if len(unfinished) > 0 && holder == "" {
-		fmt.Fprintf(e.out, "sudo kmodctl build finishes it\n")
+		fmt.Fprintf(e.out, "%s finishes it\n", e.command("build"))
 	}
 	if holder != "" {
 		fmt.Fprintf(e.out, "at work: %s\n", holder)
