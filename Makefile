@@ -23,7 +23,7 @@ test:
 	$(PART) check 'cheap checks' $(MAKE) check
 	$(PART) unit  'unit tests, race detector' $(MAKE) unit
 	$(PART) ko    'every .ko against modinfo' $(MAKE) oracle
-	$(PART) fuzz  'fuzzers, a few seconds each' $(MAKE) fuzz
+	$(PART) fuzz  'fuzzers, 20,000 inputs each' $(MAKE) fuzz
 	$(PART) main  'the main job on real kernels' $(MAKE) e2e
 
 setup:
@@ -46,7 +46,7 @@ oracle:
 	CGO_ENABLED=0 $(GO) test -run 'Oracle|EqualModprobe' -v ./internal/ko ./loader
 
 # The seeds run with the unit tests; this looks for new inputs.
-FUZZTIME ?= 5s
+FUZZTIME ?= 20000x
 fuzz:
 	.ci/fuzz $(FUZZTIME)
 
