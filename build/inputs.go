@@ -104,14 +104,21 @@ func Changed(old, new []Input) []string {
 	return names
 }
 
+var btfModules sync.Map // *kernel.Tree to bool
+
 // paholeIdentity is the version of pahole where it writes into the modules: kbuild
 // makes BTF of a module only when the configuration asks for it and the build tree
 // has the kernel's own (scripts/Makefile.modfinal).
 func paholeIdentity(k kernel.Release, tool func(string) (string, error)) (string, error) {
-	if !k.Tree.Config.Has("DEBUG_INFO_BTF_MODULES") {
+	if _, err := os.Stat(filepath.Join(k.Tree.Host, "vmlinux")); err != nil {
 		return "not used", nil
 	}
-	if _, err := os.Stat(filepath.Join(k.Tree.Host, "vmlinux")); err != nil {
+	btf, known := btfModules.Load(k.Tree)
+	if !known { // a search through 260 KB, the same for every package
+		btf = k.Tree.Config.Has("DEBUG_INFO_BTF_MODULES")
+		btfModules.Store(k.Tree, btf)
+	}
+	if !btf.(bool) {
 		return "not used", nil
 	}
 	path, err := findProgram("pahole")

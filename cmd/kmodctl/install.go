@@ -54,7 +54,7 @@ func (e *env) install(ctx context.Context, args, releases []string) error {
 		}
 		built := false
 		for _, k := range kernels {
-			_, ok, err := reg.Artifact(src.Name, src.Version, k.Name)
+			_, ok, err := j.artifact(src, k.Name)
 			if err != nil {
 				return err
 			}

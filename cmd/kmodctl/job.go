@@ -28,7 +28,25 @@ type job struct {
 	willBe map[target]bool  // in a dry run, what would be built
 
 	installs []installStep
-	folders  map[string]string // folders inside the root: their host paths
+	newest   map[string]registry.Artifact // by package, version and release, once read
+	folders  map[string]string            // folders inside the root: their host paths
+}
+
+// artifact is the newest artifact of a source for a kernel. All are read at once:
+// a command asks for most of them, and for each more than once.
+func (j *job) artifact(src registry.Source, release string) (registry.Artifact, bool, error) {
+	if j.newest == nil {
+		all, err := j.reg.Artifacts()
+		if err != nil {
+			return registry.Artifact{}, false, err
+		}
+		j.newest = map[string]registry.Artifact{}
+		for _, a := range all {
+			j.newest[a.Package+"@"+a.Version+" "+a.Release] = a
+		}
+	}
+	a, ok := j.newest[src.Name+"@"+src.Version+" "+release]
+	return a, ok, nil
 }
 
 // target is a package and the kernel release that it is for.
@@ -105,7 +123,7 @@ func (j *job) plan(sources []registry.Source, kernels []kernel.Release) ([]build
 				continue
 			}
 			var built []build.Input
-			art, ok, err := j.reg.Artifact(src.Name, src.Version, k.Name)
+			art, ok, err := j.artifact(src, k.Name)
 			if err != nil {
 				return nil, err
 			}
@@ -236,6 +254,7 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step) (
 		files[m.Name] = file
 	}
 	_, err = j.reg.PutArtifact(ctx, art, files)
+	j.newest = nil // there is a newer one
 	return err
 }
 
@@ -297,7 +316,7 @@ func (j *job) installAll(ctx context.Context, sources []registry.Source, kernels
 		var due []registry.Artifact
 		for _, src := range sources {
 			to := target{src.Name, k.Name}
-			art, ok, err := j.reg.Artifact(src.Name, src.Version, k.Name)
+			art, ok, err := j.artifact(src, k.Name)
 			if err != nil {
 				return err
 			}

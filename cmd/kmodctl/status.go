@@ -210,7 +210,7 @@ func (s *statusReader) origin(ctx context.Context, src registry.Source) (gone bo
 // kernel judges one package for one kernel.
 func (s *statusReader) kernel(src registry.Source, step build.Step) (kernelStatus, error) {
 	k := kernelStatus{Release: step.Release}
-	art, built, err := s.reg.Artifact(src.Name, src.Version, step.Release)
+	art, built, err := s.artifact(src, step.Release)
 	if err != nil {
 		return k, err
 	}
