@@ -151,7 +151,7 @@ type fileKey struct {
 	mtime, ctime unix.Timespec
 }
 
-var digests sync.Map // fileKey to string: every package for one kernel asks for the same two files
+var digests sync.Map // fileKey to func() (string, error): every package for one kernel asks for the same two files
 
 func digestFile(path string) (string, error) {
 	var st unix.Stat_t
@@ -159,9 +159,11 @@ func digestFile(path string) (string, error) {
 		return "", &os.PathError{Op: "stat", Path: path, Err: err}
 	}
 	key := fileKey{path, st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}
-	if sum, ok := digests.Load(key); ok {
-		return sum.(string), nil
-	}
+	once, _ := digests.LoadOrStore(key, sync.OnceValues(func() (string, error) { return readDigest(path) }))
+	return once.(func() (string, error))()
+}
+
+func readDigest(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
@@ -171,7 +173,11 @@ func digestFile(path string) (string, error) {
 	if _, err := io.Copy(h, f); err != nil {
 		return "", fmt.Errorf("read %s: %w", path, err)
 	}
-	sum := hex.EncodeToString(h.Sum(nil))
-	digests.Store(key, sum)
-	return sum, nil
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// Foresee begins to read what Inputs will ask of a kernel's build tree, 2 MB of
+// it, while the caller does something else.
+func Foresee(k kernel.Release) {
+	go digestFile(k.Tree.Symvers)
 }

@@ -50,6 +50,9 @@ func (e *env) build(ctx context.Context, args, releases []string, install bool) 
 		}
 		kernels, lacking = nil, nil // a machine without headers and without packages is well
 	}
+	for _, k := range kernels {
+		build.Foresee(k)
+	}
 	reg, err := e.open(ctx, strings.TrimSpace("build "+strings.Join(args, " ")))
 	if err != nil {
 		return err
