@@ -1,5 +1,5 @@
 # kmodctl's make targets. Each is .PHONY: `build` is a folder here.
-.PHONY: all demo test setup check unit oracle fuzz e2e bench docs clean
+.PHONY: all build demo test setup check unit oracle fuzz e2e bench docs clean
 
 GO      ?= go
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo devel)
@@ -9,7 +9,7 @@ PART    := .ci/part
 TEST    := $(GO) test -count=1
 
 # The static binary.
-all:
+all build:
 	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '-s -w -X main.version=$(VERSION)' -o bin/kmodctl ./cmd/kmodctl
 
 # From nothing to "hello: module loaded", printed by a real kernel.

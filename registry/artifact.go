@@ -153,11 +153,6 @@ func (r *Registry) Artifact(pkg, version, release string) (Artifact, bool, error
 	return r.newest(`package = ? AND version = ? AND release = ?`, pkg, version, release)
 }
 
-// ArtifactByInput returns the newest artifact with this input hash.
-func (r *Registry) ArtifactByInput(hash string) (Artifact, bool, error) {
-	return r.newest(`input_hash = ?`, hash)
-}
-
 func (r *Registry) newest(where string, args ...any) (Artifact, bool, error) {
 	as, err := collect(r.db, scanArtifact, `SELECT digest, record FROM artifact WHERE `+where+` ORDER BY id DESC LIMIT 1`, args...)
 	if err != nil {

@@ -1,7 +1,6 @@
 package ko
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
 	"io/fs"
@@ -10,13 +9,14 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
+
+	"kmodctl/internal/kernel"
 )
 
 // TestOracle reads every in-tree module of one kernel of each series and holds
@@ -170,17 +170,16 @@ func readSymvers(t *testing.T, release string) symvers {
 	}
 	defer f.Close()
 	s := symvers{crc: map[string]uint32{}, modules: map[string]map[string]Export{}}
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		w := strings.Split(lines.Text(), "\t")
-		crc, err := strconv.ParseUint(w[0], 0, 32)
-		if err != nil || len(w) != 5 {
-			t.Fatalf("Module.symvers: %q: %v", lines.Text(), err)
+	symbols, err := kernel.ReadSymvers(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, x := range symbols {
+		s.crc[name] = x.CRC
+		if s.modules[x.Module] == nil {
+			s.modules[x.Module] = map[string]Export{}
 		}
-		s.crc[w[1]] = uint32(crc)
-		if s.modules[w[2]] == nil {
-			s.modules[w[2]] = map[string]Export{}
-		}
-		s.modules[w[2]][w[1]] = Export{Name: w[1], GPL: w[3] == "EXPORT_SYMBOL_GPL", Namespace: w[4], CRC: uint32(crc), HasCRC: true}
+		s.modules[x.Module][name] = Export{Name: name, GPL: x.Export == "EXPORT_SYMBOL_GPL", Namespace: x.Namespace, CRC: x.CRC, HasCRC: true}
 	}
 	return s
 }
