@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"kmodctl/internal/kernel"
 )
@@ -14,7 +15,9 @@ var preReleases = []string{"dev", "alpha", "beta", "pre", "preview", "rc"}
 
 // preRelease finds the first of them in a version: what is before it, the word,
 // and its number and whatever follows. "pre" in "1.0-preempt" is none.
-var preRelease = regexp.MustCompile(`(?i)^(.*?)[-~](` + strings.Join(preReleases, "|") + `)((?:[^a-z].*)?)$`)
+var preRelease = sync.OnceValue(func() *regexp.Regexp { // few commands compare versions
+	return regexp.MustCompile(`(?i)^(.*?)[-~](` + strings.Join(preReleases, "|") + `)((?:[^a-z].*)?)$`)
+})
 
 // compareVersions orders versions of a package from old to new, and returns -1,
 // 0 or 1; only equal strings give 0. They order as kernel releases do, but for
@@ -33,7 +36,7 @@ func compareVersions(a, b string) int {
 
 // cutPreRelease splits a version; a release's rank is above that of every word.
 func cutPreRelease(version string) (base string, rank int, rest string) {
-	found := preRelease.FindStringSubmatch(version)
+	found := preRelease().FindStringSubmatch(version)
 	if found == nil {
 		return version, len(preReleases), ""
 	}

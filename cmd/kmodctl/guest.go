@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -33,11 +34,15 @@ func cmdGuest(e *env) *cli.Command {
 }
 
 // complaint is a line by which a kernel says that something went badly wrong.
-var complaint = regexp.MustCompile(`^(BUG:|WARNING:|Oops|general protection fault|kernel BUG at|INFO: task .* blocked|UBSAN:|KASAN:)`)
+var complaint = sync.OnceValue(func() *regexp.Regexp { // only the guest pays for it
+	return regexp.MustCompile(`^(BUG:|WARNING:|Oops|general protection fault|kernel BUG at|INFO: task .* blocked|UBSAN:|KASAN:)`)
+})
 
-// clock is what a kernel says of its clocks some seconds after boot, whatever the
-// module does.
-var clock = regexp.MustCompile(`^(tsc|clocksource): `)
+// clock tells a line that a kernel prints of its clocks some seconds after boot,
+// whatever the module does.
+func clock(line string) bool {
+	return strings.HasPrefix(line, "tsc: ") || strings.HasPrefix(line, "clocksource: ")
+}
 
 func (e *env) guest(ctx context.Context, args []string) error {
 	e.quiet = true // what the modules print is the output, not our own steps
@@ -143,10 +148,10 @@ func (k *kernelLog) follow() error {
 		if text == lastRecord {
 			return nil
 		}
-		if k.bad == "" && complaint.MatchString(text) {
+		if k.bad == "" && complaint().MatchString(text) {
 			k.bad = text
 		}
-		if !clock.MatchString(text) {
+		if !clock(text) {
 			fmt.Fprintln(k.out, text)
 		}
 	}
