@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -453,4 +454,37 @@ func TestRecoverGoesBack(t *testing.T) {
 	if as[0].Outcome != "failed" || !strings.Contains(as[0].Error, "damaged") {
 		t.Errorf("attempt: %+v", as[0])
 	}
+}
+
+// A writer killed in the middle of a commit can leave the head of -shm damaged:
+// a user who may not write there reads all the same, and leaves nothing behind.
+func TestReadAfterDamagedShm(t *testing.T) {
+	dir, temp := t.TempDir(), t.TempDir()
+	openDirs(t, dir)
+	openDirs(t, temp)
+	must(t, os.Chmod(temp, 0o777))
+	t.Setenv("TMPDIR", temp)
+	r := writer(t, dir, newRoot(t))
+	mustPut(t, r, "first", "1", "first=1")
+	_, err := r.BeginAttempt(Attempt{Op: OpBuild, Package: "first"})
+	must(t, err)
+	copied := t.TempDir() // as a kill leaves it: the log is not written back
+	openDirs(t, copied)
+	must(t, os.CopyFS(copied, os.DirFS(dir)))
+	other := reader(t, copied) // holds -shm: without it SQLite would give the user a private one
+	_, err = other.Attempts("", "", 0)
+	must(t, err)
+	// By another process: closing the file in this one would drop the locks of other.
+	damage := exec.Command("dd", "if=/dev/zero", "of="+filepath.Join(copied, dbFile+"-shm"), "bs=48", "count=1", "conv=notrunc")
+	if out, err := damage.CombinedOutput(); err != nil { // WalIndexHdr, the first of its two copies
+		t.Fatalf("%v: %s", err, out)
+	}
+
+	if n := startReader(t, copied).read(t, "after -shm was damaged"); n != "1" {
+		t.Errorf("a user sees %s attempts, want 1", n)
+	}
+	if left, _ := os.ReadDir(temp); len(left) > 0 {
+		t.Errorf("left in the temporary folder: %v", left)
+	}
+	must(t, other.Close())
 }

@@ -97,7 +97,7 @@ func openDB(ctx context.Context, file, mode string) (*sql.DB, error) {
 	if mode == "memory" {
 		_, err = db.ExecContext(ctx, schema)
 	} else {
-		err = checkSchema(ctx, db, file)
+		err = patiently(func() error { return checkSchema(ctx, db, file) })
 	}
 	if err != nil {
 		db.Close()
@@ -206,7 +206,15 @@ type queryer interface {
 
 // collect runs a query and scans every row. It reads all of them before it
 // returns, for there is one connection only.
-func collect[T any](q queryer, scan func(*sql.Rows, *T) error, query string, args ...any) ([]T, error) {
+func collect[T any](q queryer, scan func(*sql.Rows, *T) error, query string, args ...any) (all []T, err error) {
+	err = patiently(func() error {
+		all, err = collectOnce(q, scan, query, args...)
+		return err
+	})
+	return all, err
+}
+
+func collectOnce[T any](q queryer, scan func(*sql.Rows, *T) error, query string, args ...any) ([]T, error) {
 	rows, err := q.Query(query, args...)
 	if err != nil {
 		return nil, err

@@ -39,6 +39,8 @@ type Registry struct {
 	lock *os.File    // held by the writer; nil for a reader
 	root kernel.Root // where the writer installs
 
+	snapshot string // folder of a reader's private copy of the database; nearly always ""
+
 	mu        sync.Mutex
 	recovered []string
 	left      []error // work folders that could not be removed
@@ -67,7 +69,9 @@ func Open(ctx context.Context, dir string) (*Registry, error) {
 	_, err = os.Stat(filepath.Join(dir, dbFile))
 	switch {
 	case err == nil:
-		r.db, err = openDB(ctx, filepath.Join(dir, dbFile), "ro")
+		if r.db, err = openDB(ctx, filepath.Join(dir, dbFile), "ro"); needsRecovery(err) {
+			r.db, err = r.openSnapshot(ctx)
+		}
 	case errors.Is(err, fs.ErrNotExist):
 		r.db, err = openDB(ctx, "", "memory")
 	}
@@ -156,6 +160,9 @@ func (r *Registry) Close() error {
 	}
 	if r.tree != nil {
 		errs = append(errs, r.tree.Close())
+	}
+	if r.snapshot != "" {
+		errs = append(errs, os.RemoveAll(r.snapshot))
 	}
 	return errors.Join(errs...)
 }

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"database/sql"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,14 +16,16 @@ func (r *Registry) Tool(path string) (identity string, ok bool, err error) {
 	if err != nil {
 		return "", false, fmt.Errorf("look at tool %s: %w", path, err)
 	}
-	err = r.db.QueryRow(`SELECT identity FROM tool WHERE path = ? AND resolved = ? AND size = ? AND mtime = ? AND inode = ?`,
-		path, file, info.Size(), info.ModTime().UnixNano(), inode).Scan(&identity)
-	if errors.Is(err, sql.ErrNoRows) {
-		return "", false, nil
-	} else if err != nil {
+	found, err := collect(r.db, func(rows *sql.Rows, s *string) error { return rows.Scan(s) },
+		`SELECT identity FROM tool WHERE path = ? AND resolved = ? AND size = ? AND mtime = ? AND inode = ?`,
+		path, file, info.Size(), info.ModTime().UnixNano(), inode)
+	if err != nil {
 		return "", false, fmt.Errorf("read tool %s: %w", path, err)
 	}
-	return identity, true, nil
+	if len(found) == 0 {
+		return "", false, nil
+	}
+	return found[0], true, nil
 }
 
 // PutTool keeps what the program at path said of itself, such as the first line

@@ -1,0 +1,78 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"modernc.org/sqlite"
+)
+
+// needsRecovery reports whether the head of -shm is damaged and this reader may not
+// make it anew (SQLITE_READONLY_RECOVERY). A writer that is killed while it changes
+// the head leaves it so; one that just changes it can look so for a moment.
+func needsRecovery(err error) bool {
+	const readonlyRecovery = 8 | 1<<8
+	var e *sqlite.Error
+	return errors.As(err, &e) && e.Code() == readonlyRecovery
+}
+
+// patiently repeats a read until the moment has passed in which a writer at work
+// looks like one that was killed.
+func patiently(read func() error) (err error) {
+	for wait := time.Millisecond; ; wait *= 2 {
+		if err = read(); !needsRecovery(err) || wait > 64*time.Millisecond {
+			return err
+		}
+		time.Sleep(wait)
+	}
+}
+
+// openSnapshot opens a copy of the database and its log, which every reader may
+// recover, in a folder that Close removes.
+func (r *Registry) openSnapshot(ctx context.Context) (*sql.DB, error) {
+	var err error
+	if r.snapshot, err = os.MkdirTemp("", "kmodctl-registry-"); err != nil {
+		return nil, err
+	}
+	to := filepath.Join(r.snapshot, dbFile)
+	for range 100 { // a writer that has come meanwhile may change what is copied
+		before := r.stamp()
+		if err := r.copyDB(to); err != nil {
+			return nil, err
+		}
+		if r.stamp() == before {
+			return openDB(ctx, to, "rw")
+		}
+	}
+	return nil, fmt.Errorf("copy %s: it changes all the time", filepath.Join(r.dir, dbFile))
+}
+
+// copyDB copies the database and its log; -shm is what SQLite makes of them.
+func (r *Registry) copyDB(to string) error {
+	for _, suffix := range []string{"", "-wal"} {
+		text, err := r.tree.ReadFile(dbFile + suffix)
+		if err != nil && !(suffix != "" && errors.Is(err, fs.ErrNotExist)) {
+			return err
+		}
+		if err := os.WriteFile(to+suffix, text, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stamp tells one content of the database and its log from the next.
+func (r *Registry) stamp() (s string) {
+	for _, suffix := range []string{"", "-wal"} {
+		if info, err := r.tree.Stat(dbFile + suffix); err == nil {
+			s += fmt.Sprintln(info.Size(), info.ModTime().UnixNano())
+		}
+	}
+	return s
+}
