@@ -125,10 +125,11 @@ func (e *env) index(release string) (*loader.Index, error) {
 
 // kept are the registry's modules for one kernel.
 type kept struct {
-	reg     *registry.Registry
-	modules map[string]keptModule // by name: the newest artifact's
-	paths   map[string]string     // installed files that are what was installed
-	damaged map[string]string     // installed files that are not: what happened to them
+	root     kernel.Root
+	reg      *registry.Registry
+	modules  map[string]keptModule       // by name: the newest artifact's
+	installs map[string]registry.Install // by name: what is installed
+	damaged  map[string]string           // of the modules looked for, files that are not what was installed: what happened to them
 }
 
 // keptModule is a module and the package that it is of.
@@ -138,7 +139,7 @@ type keptModule struct {
 }
 
 func modulesOf(root kernel.Root, reg *registry.Registry, release string) (*kept, error) {
-	k := &kept{reg, map[string]keptModule{}, map[string]string{}, map[string]string{}}
+	k := &kept{root, reg, map[string]keptModule{}, map[string]registry.Install{}, map[string]string{}}
 	sources, err := reg.Sources()
 	if err != nil {
 		return nil, err
@@ -157,26 +158,8 @@ func modulesOf(root kernel.Root, reg *registry.Registry, release string) (*kept,
 		return nil, err
 	}
 	for _, i := range installs {
-		if i.Release != release {
-			continue
-		}
-		path, err := root.Path(i.Path)
-		digest := ""
-		if err == nil {
-			digest, err = fileDigest(path)
-		}
-		switch {
-		case digest == i.Digest:
-			k.paths[i.Module] = path
-			continue
-		case errors.Is(err, fs.ErrNotExist):
-			k.damaged[i.Module] = i.Path + " is missing"
-		default:
-			k.damaged[i.Module] = i.Path + " is not what was installed"
-		}
-		// What was installed is what loads, not a newer build that was not.
-		if m := k.modules[i.Module]; m.Digest != i.Digest {
-			k.modules[i.Module] = keptModule{registry.Module{Name: i.Module, Digest: i.Digest}, i.Package, i.Version}
+		if i.Release == release {
+			k.installs[i.Module] = i
 		}
 	}
 	return k, nil
@@ -184,10 +167,27 @@ func modulesOf(root kernel.Root, reg *registry.Registry, release string) (*kept,
 
 // find is a loader.Lookup: the installed file while it is the one that was
 // installed, else the registry's own copy of it, else that of the newest artifact.
+// It reads the file of the module that is looked for, and no other.
 func (k *kept) find(module string) (string, bool) {
 	module = ko.NormalizeName(module)
-	if path, ok := k.paths[module]; ok {
-		return path, true
+	if i, ok := k.installs[module]; ok {
+		path, err := k.root.Path(i.Path)
+		digest := ""
+		if err == nil {
+			digest, err = fileDigest(path)
+		}
+		switch {
+		case digest == i.Digest:
+			return path, true
+		case errors.Is(err, fs.ErrNotExist):
+			k.damaged[module] = i.Path + " is missing"
+		default:
+			k.damaged[module] = i.Path + " is not what was installed"
+		}
+		// What was installed is what loads, not a newer build that was not.
+		if k.modules[module].Digest != i.Digest {
+			k.modules[module] = keptModule{registry.Module{Name: i.Module, Digest: i.Digest}, i.Package, i.Version}
+		}
 	}
 	m, ok := k.modules[module]
 	if !ok {
