@@ -104,6 +104,9 @@ func (r *Registry) putArtifact(ctx context.Context, a Artifact, files map[string
 		return a, err
 	}
 	return a, r.write(func(tx *sql.Tx) error {
+		if err := putKernel(tx, a.Release, ""); err != nil {
+			return err
+		}
 		_, err := tx.Exec(`INSERT INTO artifact (digest, package, version, release, input_hash, record)
 			VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING`,
 			a.Digest, a.Package, a.Version, a.Release, a.InputHash, string(text))

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"database/sql"
+	"encoding/json"
 	"fmt"
 	"time"
 )
@@ -10,6 +11,8 @@ import (
 const (
 	OpBuild     = "build"
 	OpInstall   = "install"
+	OpUpgrade   = "upgrade" // an install in place of another version
+	OpRollback  = "rollback"
 	OpUninstall = "uninstall"
 
 	OutcomeOK          = "ok"
@@ -18,9 +21,10 @@ const (
 )
 
 // Attempt is one try to build, install or uninstall a package, kept for good.
+// The log may be gone: GC drops those of kernels that are.
 type Attempt struct {
 	ID        int64     `json:"id"`
-	Op        string    `json:"op"` // build, install or uninstall
+	Op        string    `json:"op"` // build, install, upgrade, rollback or uninstall
 	Package   string    `json:"package"`
 	Version   string    `json:"version"`
 	Release   string    `json:"release"`
@@ -30,6 +34,8 @@ type Attempt struct {
 	Seconds   float64   `json:"seconds"`
 	Log       string    `json:"log,omitempty"` // digest of the log's blob
 	InputHash string    `json:"input_hash,omitempty"`
+	Inputs    []Input   `json:"inputs,omitempty"`   // of a build; kept once for each InputHash, and not read back by Attempts
+	Artifact  string    `json:"artifact,omitempty"` // digest of the record: what was built, or is to be installed
 }
 
 // BeginAttempt adds an attempt that runs and returns it with ID and Started. If
@@ -51,9 +57,18 @@ func beginAttempt(tx *sql.Tx, a Attempt) (Attempt, error) {
 		a.Started = time.Now()
 	}
 	a.Outcome = ""
-	res, err := tx.Exec(`INSERT INTO attempt (op, package, version, release, outcome, error, started, seconds, log, input_hash)
-		VALUES (?, ?, ?, ?, '', '', ?, 0, ?, ?)`,
-		a.Op, a.Package, a.Version, a.Release, a.Started.UnixNano(), a.Log, a.InputHash)
+	if a.Inputs != nil {
+		text, err := json.Marshal(a.Inputs)
+		if err != nil {
+			return a, err
+		}
+		if _, err := tx.Exec(`INSERT OR IGNORE INTO inputs VALUES (?, ?)`, a.InputHash, string(text)); err != nil {
+			return a, err
+		}
+	}
+	res, err := tx.Exec(`INSERT INTO attempt (op, package, version, release, outcome, error, started, seconds, log, input_hash, artifact)
+		VALUES (?, ?, ?, ?, '', '', ?, 0, ?, ?, ?)`,
+		a.Op, a.Package, a.Version, a.Release, a.Started.UnixNano(), a.Log, a.InputHash, a.Artifact)
 	if err != nil {
 		return a, err
 	}
@@ -61,15 +76,15 @@ func beginAttempt(tx *sql.Tx, a Attempt) (Attempt, error) {
 	return a, err
 }
 
-// FinishAttempt records Outcome, Error, Log and InputHash of an attempt that
+// FinishAttempt records Outcome, Error, Log, InputHash and Artifact of an attempt that
 // BeginAttempt returned. Seconds is the time since Started when it is 0.
 func (r *Registry) FinishAttempt(a Attempt) error {
 	if a.Seconds == 0 {
 		a.Seconds = time.Since(a.Started).Seconds()
 	}
 	err := r.write(func(tx *sql.Tx) error {
-		_, err := tx.Exec(`UPDATE attempt SET outcome = ?, error = ?, seconds = ?, log = ?, input_hash = ? WHERE id = ?`,
-			a.Outcome, a.Error, a.Seconds, a.Log, a.InputHash, a.ID)
+		_, err := tx.Exec(`UPDATE attempt SET outcome = ?, error = ?, seconds = ?, log = ?, input_hash = ?, artifact = ? WHERE id = ?`,
+			a.Outcome, a.Error, a.Seconds, a.Log, a.InputHash, a.Artifact, a.ID)
 		return err
 	})
 	if err != nil {
@@ -86,13 +101,26 @@ func (r *Registry) Attempts(pkg, release string, n int) ([]Attempt, error) {
 	}
 	as, err := collect(r.db, func(rows *sql.Rows, a *Attempt) error {
 		var started int64
-		err := rows.Scan(&a.ID, &a.Op, &a.Package, &a.Version, &a.Release, &a.Outcome, &a.Error, &started, &a.Seconds, &a.Log, &a.InputHash)
+		err := rows.Scan(&a.ID, &a.Op, &a.Package, &a.Version, &a.Release, &a.Outcome, &a.Error, &started, &a.Seconds, &a.Log, &a.InputHash, &a.Artifact)
 		a.Started = time.Unix(0, started).UTC()
 		return err
-	}, `SELECT id, op, package, version, release, outcome, error, started, seconds, log, input_hash FROM attempt
+	}, `SELECT id, op, package, version, release, outcome, error, started, seconds, log, input_hash, artifact FROM attempt
 		WHERE (?1 = '' OR package = ?1) AND (?2 = '' OR release = ?2) ORDER BY id DESC LIMIT ?3`, pkg, release, n)
 	if err != nil {
 		return nil, fmt.Errorf("read attempts: %w", err)
 	}
 	return as, nil
+}
+
+// Inputs returns what a build attempt's InputHash stands for; none when it is not known.
+func (r *Registry) Inputs(hash string) ([]Input, error) {
+	texts, err := collect(r.db, func(rows *sql.Rows, s *string) error { return rows.Scan(s) }, `SELECT inputs FROM inputs WHERE hash = ?`, hash)
+	if err != nil || len(texts) == 0 {
+		return nil, err
+	}
+	var in []Input
+	if err := json.Unmarshal([]byte(texts[0]), &in); err != nil {
+		return nil, fmt.Errorf("read inputs %s: %w", hash, err)
+	}
+	return in, nil
 }

@@ -16,10 +16,10 @@ import (
 
 const (
 	dbFile        = "registry.db"
-	schemaVersion = "1"
+	schemaVersion = "2"
 )
 
-// schema of version 1. Times are nanoseconds since 1970, digests SHA-256 in hex.
+// schema of version 2. Times are nanoseconds since 1970, digests SHA-256 in hex.
 const schema = `
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE source (
@@ -29,27 +29,57 @@ CREATE TABLE source (
 CREATE TABLE artifact (
 	id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE,
 	package TEXT NOT NULL, version TEXT NOT NULL, release TEXT NOT NULL,
-	input_hash TEXT NOT NULL, record TEXT NOT NULL) STRICT;
+	input_hash TEXT NOT NULL, record TEXT NOT NULL, imported INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE INDEX artifact_target ON artifact (package, version, release, id);
 CREATE INDEX artifact_input ON artifact (input_hash);
 CREATE TABLE attempt (
 	id INTEGER PRIMARY KEY, op TEXT NOT NULL,
 	package TEXT NOT NULL, version TEXT NOT NULL, release TEXT NOT NULL,
 	outcome TEXT NOT NULL, error TEXT NOT NULL, started INTEGER NOT NULL,
-	seconds REAL NOT NULL, log TEXT NOT NULL, input_hash TEXT NOT NULL) STRICT;
+	seconds REAL NOT NULL, log TEXT NOT NULL, input_hash TEXT NOT NULL, artifact TEXT NOT NULL DEFAULT '') STRICT;
 CREATE INDEX attempt_package ON attempt (package, id);
 CREATE INDEX attempt_unfinished ON attempt (id) WHERE outcome = '';
 CREATE TABLE install (
 	release TEXT NOT NULL, module TEXT NOT NULL, path TEXT NOT NULL,
 	package TEXT NOT NULL, version TEXT NOT NULL,
 	artifact TEXT NOT NULL REFERENCES artifact (digest),
-	digest TEXT NOT NULL, size INTEGER NOT NULL, at INTEGER NOT NULL,
+	digest TEXT NOT NULL, size INTEGER NOT NULL, at INTEGER NOT NULL, mtime INTEGER NOT NULL DEFAULT 0,
 	PRIMARY KEY (release, module)) STRICT;
 CREATE TABLE intent (release TEXT PRIMARY KEY, done INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
 CREATE TABLE tool (
 	path TEXT PRIMARY KEY, resolved TEXT NOT NULL, size INTEGER NOT NULL,
 	mtime INTEGER NOT NULL, inode INTEGER NOT NULL, identity TEXT NOT NULL) STRICT;
+` + schema2
+
+// schema2 is what version 2 has and version 1 had not, but for columns.
+const schema2 = `
+CREATE TABLE inputs (hash TEXT PRIMARY KEY, inputs TEXT NOT NULL) STRICT;
+CREATE TABLE original (
+	release TEXT NOT NULL, module TEXT NOT NULL, path TEXT NOT NULL,
+	digest TEXT NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (release, module)) STRICT;
+CREATE TABLE pin (
+	package TEXT NOT NULL, release TEXT NOT NULL, version TEXT NOT NULL,
+	artifact TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (package, release)) STRICT;
+CREATE TABLE removal (name TEXT NOT NULL, version TEXT NOT NULL, PRIMARY KEY (name, version)) STRICT;
+CREATE TABLE kernel (release TEXT PRIMARY KEY, stamp TEXT NOT NULL, gone INTEGER NOT NULL) STRICT;
 `
+
+// migrations lead from the schema of that version to the next one. A writer runs
+// them in one transaction, a reader on a copy of his own.
+var migrations = map[string]struct{ next, sql string }{
+	"1": {"2", schema2 + `
+ALTER TABLE artifact ADD COLUMN imported INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE attempt ADD COLUMN artifact TEXT NOT NULL DEFAULT '';
+ALTER TABLE install ADD COLUMN mtime INTEGER NOT NULL DEFAULT 0;
+INSERT OR IGNORE INTO inputs SELECT input_hash, coalesce(record ->> 'inputs', '[]') FROM artifact;
+INSERT INTO kernel SELECT DISTINCT release, '', 0 FROM artifact;
+UPDATE attempt SET artifact = coalesce((SELECT digest FROM artifact a WHERE a.package = attempt.package
+	AND a.version = attempt.version AND a.release = attempt.release AND a.input_hash = attempt.input_hash LIMIT 1), '')
+	WHERE op = 'build' AND outcome = 'ok';
+UPDATE attempt SET artifact = i.artifact FROM install i WHERE attempt.id = (SELECT max(id) FROM attempt l
+	WHERE l.package = i.package AND l.version = i.version AND l.release = i.release AND l.op = 'install' AND l.outcome = 'ok');
+`},
+}
 
 // connector opens connections that leave the -wal and -shm files where they are
 // when they close: without them, a user who may not write to the folder could
@@ -90,7 +120,8 @@ func connect(file, mode string) *sql.DB {
 	return db
 }
 
-// openDB connects and checks the schema's version. Mode memory is an empty registry.
+// openDB connects and checks the schema's version; the error is a *SchemaError
+// when it is not ours. Mode memory is an empty registry.
 func openDB(ctx context.Context, file, mode string) (*sql.DB, error) {
 	db := connect(file, mode)
 	var err error
@@ -101,37 +132,72 @@ func openDB(ctx context.Context, file, mode string) (*sql.DB, error) {
 	}
 	if err != nil {
 		db.Close()
-		return nil, err
+		return nil, damage(file, err)
 	}
 	return db, nil
 }
 
 func checkSchema(ctx context.Context, db *sql.DB, file string) error {
 	e := &SchemaError{Path: file}
-	rows, err := db.QueryContext(ctx, `SELECT key, value FROM meta`)
+	meta, err := collectOnce(db, func(rows *sql.Rows, m *[2]string) error { return rows.Scan(&m[0], &m[1]) }, `SELECT key, value FROM meta`)
 	if err != nil {
-		return fmt.Errorf("read %s: %w", file, err)
+		return err
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var key, value string
-		if err := rows.Scan(&key, &value); err != nil {
-			return fmt.Errorf("read %s: %w", file, err)
-		}
-		switch key {
+	for _, m := range meta {
+		switch m[0] {
 		case "schema":
-			e.Schema = value
+			e.Schema = m[1]
 		case "kmodctl":
-			e.WrittenBy = value
+			e.WrittenBy = m[1]
 		}
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("read %s: %w", file, err)
 	}
 	if e.Schema != schemaVersion {
 		return e
 	}
 	return nil
+}
+
+// openMigrated is openDB for writing, and brings an older schema up to ours.
+// version is that of the kmodctl which does it.
+func openMigrated(ctx context.Context, file, version string) (*sql.DB, error) {
+	db, err := openDB(ctx, file, "rw")
+	var old *SchemaError
+	if !errors.As(err, &old) || !old.Older() {
+		return db, err
+	}
+	db = connect(file, "rw")
+	if err := transact(db, func(tx *sql.Tx) error { return migrate(tx, old.Schema, version) }); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("bring %s from schema %s to %s: %w", file, old.Schema, schemaVersion, err)
+	}
+	return db, nil
+}
+
+func migrate(tx *sql.Tx, from, version string) error {
+	for from != schemaVersion {
+		step := migrations[from]
+		if _, err := tx.Exec(step.sql); err != nil {
+			return err
+		}
+		from = step.next
+	}
+	_, err := tx.Exec(`UPDATE meta SET value = CASE key WHEN 'schema' THEN ? ELSE ? END WHERE key IN ('schema', 'kmodctl')`, schemaVersion, version)
+	return err
+}
+
+// damage makes a *DamagedError of what SQLite says of a file that is no database,
+// or is not whole.
+func damage(file string, err error) error {
+	const generic, corrupt, notADB = 1, 11, 26 // generic: a table is not there
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch e.Code() & 0xff {
+	case generic, corrupt, notADB:
+		return &DamagedError{Path: file, Err: err}
+	}
+	return fmt.Errorf("%s: %w", file, err)
 }
 
 // writerDB opens the database for writing. A new one is made in a work folder and
@@ -146,7 +212,7 @@ func (r *Registry) writerDB(ctx context.Context, version string) (*sql.DB, error
 	} else if err != nil {
 		return nil, err
 	}
-	return openDB(ctx, file, "rw")
+	return openMigrated(ctx, file, version)
 }
 
 func (r *Registry) createDB(ctx context.Context, version string) error {
@@ -181,15 +247,15 @@ func (r *Registry) write(f func(*sql.Tx) error) error {
 	if r.lock == nil {
 		return ErrReadOnly
 	}
-	err := r.transact(f)
+	err := transact(r.db, f)
 	if e := (*sqlite.Error)(nil); errors.As(err, &e) { // it does not say where
-		return fmt.Errorf("write %s: %w", filepath.Join(r.dir, dbFile), err)
+		return damage(filepath.Join(r.dir, dbFile), err)
 	}
 	return err
 }
 
-func (r *Registry) transact(f func(*sql.Tx) error) error {
-	tx, err := r.db.Begin()
+func transact(db *sql.DB, f func(*sql.Tx) error) error {
+	tx, err := db.Begin()
 	if err != nil {
 		return err
 	}
@@ -211,7 +277,7 @@ func collect[T any](q queryer, scan func(*sql.Rows, *T) error, query string, arg
 		all, err = collectOnce(q, scan, query, args...)
 		return err
 	})
-	return all, err
+	return all, damage(dbFile, err)
 }
 
 func collectOnce[T any](q queryer, scan func(*sql.Rows, *T) error, query string, args ...any) ([]T, error) {

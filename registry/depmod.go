@@ -29,6 +29,8 @@ var indexFiles = []string{
 // no say in what runs with our rights.
 var depmodPlaces = []string{"/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin"}
 
+var depmodEnv = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+
 // depmodCommand prepares depmod(8) for a release, or says why it must not run:
 // ErrNoDepmod, or a *LinkError when depmod, which knows nothing of a root's links,
 // would write elsewhere than we.
@@ -80,7 +82,7 @@ func (m *modules) reindex(depmod *exec.Cmd, lock *os.File) error {
 	words := os.NewFile(uintptr(stderr), "depmod-stderr")
 	defer words.Close()
 	depmod.Stderr = words
-	depmod.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	depmod.Env = depmodEnv
 	depmod.ExtraFiles = []*os.File{lock}
 	depmod.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us
 	if err := depmod.Run(); err != nil {
@@ -113,8 +115,9 @@ func (m *modules) keepIndex() error {
 	return nil
 }
 
-// indexed returns the files of our folder that modules.dep names.
-func (m *modules) indexed() (map[string]bool, error) {
+// indexed returns what modules.dep names: for each module, by name, its file below
+// the release's folder. It is nil when there is no modules.dep.
+func (m *modules) indexed() (map[string]string, error) {
 	f, err := m.tree.Open("modules.dep")
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
@@ -126,23 +129,33 @@ func (m *modules) indexed() (map[string]bool, error) {
 }
 
 // readIndex reads modules.dep(5): "PATH: DEPENDENCY...", paths below the
-// release's folder.
-func readIndex(r io.Reader) (map[string]bool, error) {
-	names := map[string]bool{}
+// release's folder. Of modules of one name depmod lists the one that is loaded.
+func readIndex(r io.Reader) (map[string]string, error) {
+	index := map[string]string{}
 	lines := bufio.NewReader(r)
 	for {
 		line, err := lines.ReadString('\n')
-		if name, _, ok := strings.Cut(line, ":"); ok {
-			if file, ok := strings.CutPrefix(name, ourDir+"/"); ok {
-				names[file] = true
+		if file, _, ok := strings.Cut(line, ":"); ok {
+			if name := moduleName(file); name != "" {
+				index[name] = file
 			}
 		}
 		if err == io.EOF {
-			return names, nil
+			return index, nil
 		} else if err != nil {
 			return nil, err
 		}
 	}
+}
+
+// moduleName is the name, in the kernel's form, of the module in a file, "" when its
+// name is not that of a module: hello_world of extra/hello-world.ko.xz.
+func moduleName(file string) string {
+	stem, ending, ok := strings.Cut(path.Base(file), ".ko")
+	if !ok || ending != "" && ending != ".gz" && ending != ".xz" && ending != ".zst" {
+		return ""
+	}
+	return strings.ReplaceAll(stem, "-", "_")
 }
 
 // lastLines shows the end of what a program said, indented, below its error.
@@ -164,4 +177,19 @@ func settleFile(tree *os.Root, name string) error {
 	}
 	defer f.Close()
 	return errors.Join(f.Chmod(0o644), f.Sync())
+}
+
+// wouldIndex is what modules.dep would name if depmod ran now; it writes nothing.
+func (m *modules) wouldIndex(root kernel.Root) (map[string]string, error) {
+	depmod, err := depmodCommand(root, m)
+	if err != nil {
+		return nil, err
+	}
+	depmod.Args = append(depmod.Args, "-n")
+	depmod.Env = depmodEnv
+	out, err := depmod.Output()
+	if err != nil {
+		return nil, fmt.Errorf("run depmod -n for %s: %w", m.release, err)
+	}
+	return readIndex(bytes.NewReader(out))
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // ErrNoDepmod says that no depmod(8) is in /sbin, /bin, their like in /usr, or
@@ -93,4 +94,34 @@ func (e *SchemaError) Error() string {
 		by = "an unknown kmodctl"
 	}
 	return fmt.Sprintf("%s has schema %q, written by %s; this kmodctl knows schema %s", e.Path, e.Schema, by, schemaVersion)
+}
+
+// Older reports whether this kmodctl can bring the database up to its own schema.
+func (e *SchemaError) Older() bool {
+	_, ok := migrations[e.Schema]
+	return ok
+}
+
+// DamagedError says that the database file cannot be read as one. Repair makes it anew.
+type DamagedError struct {
+	Path string
+	Err  error // SQLite's word
+}
+
+func (e *DamagedError) Error() string { return fmt.Sprintf("%s is damaged: %v", e.Path, e.Err) }
+
+// Unwrap returns the cause.
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// BusyError says that another writer held the lock for as long as the caller would wait.
+type BusyError struct {
+	Holder string        // as in "pid 123 (kmodctl build) since 2026-01-02T03:04:05Z"
+	Waited time.Duration // 0 when the caller would not wait at all
+}
+
+func (e *BusyError) Error() string {
+	if e.Waited == 0 {
+		return "busy: " + e.Holder
+	}
+	return fmt.Sprintf("busy: waited %v for %s", e.Waited, e.Holder)
 }

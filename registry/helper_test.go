@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -132,8 +133,10 @@ func installed(t *testing.T, r *Registry, root kernel.Root) []string {
 		index, err := readIndex(f)
 		must(t, err)
 		f.Close()
-		for name := range index {
-			got = append(got, name)
+		for _, file := range index {
+			if path.Dir(file) == ourDir {
+				got = append(got, path.Base(file))
+			}
 		}
 	}
 	slices.Sort(want)

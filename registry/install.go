@@ -8,6 +8,7 @@ import (
 	"io"
 	"path"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -22,6 +23,7 @@ type Install struct {
 	Digest   string    `json:"digest"`   // SHA-256 in hex of the installed file
 	Size     int64     `json:"size"`     // bytes
 	At       time.Time `json:"at"`
+	Mtime    int64     `json:"mtime"` // of the installed file, ns since 1970: with Size it tells a quick look that nothing was changed
 }
 
 // Result says what Install or Uninstall changed. No Changes and no Depmod:
@@ -39,6 +41,9 @@ type Change struct {
 	Version string `json:"version"`
 	Module  string `json:"module"`
 	Path    string `json:"path"` // inside the root
+	// Original is another file's module of this name, inside the root: the one that an installed
+	// module shadows, or the one that is found again when it was removed. "" when there is none.
+	Original string `json:"original,omitempty"`
 }
 
 // Actions of a Change.
@@ -73,10 +78,10 @@ func (r *Registry) Installs() ([]Install, error) {
 func installRows(q queryer, release string) ([]Install, error) {
 	return collect(q, func(rows *sql.Rows, i *Install) error {
 		var at int64
-		err := rows.Scan(&i.Release, &i.Module, &i.Path, &i.Package, &i.Version, &i.Artifact, &i.Digest, &i.Size, &at)
+		err := rows.Scan(&i.Release, &i.Module, &i.Path, &i.Package, &i.Version, &i.Artifact, &i.Digest, &i.Size, &at, &i.Mtime)
 		i.At = time.Unix(0, at).UTC()
 		return err
-	}, `SELECT release, module, path, package, version, artifact, digest, size, at FROM install
+	}, `SELECT release, module, path, package, version, artifact, digest, size, at, mtime FROM install
 		WHERE ?1 = '' OR release = ?1 ORDER BY release, module`, release)
 }
 
@@ -91,7 +96,12 @@ func installRows(q queryer, release string) ([]Install, error) {
 // *LinkError, ErrNoDepmod; and *PackageError, when a call without that package
 // may go through: around an *OwnedError, a *ForeignError, a *CorruptError or others.
 func (r *Registry) Install(ctx context.Context, release string, as []Artifact) (Result, error) {
-	in := intent{Op: OpInstall, Release: release}
+	return r.install(ctx, intent{Op: OpInstall, Release: release}, as)
+}
+
+// install fills in what an intent places, and carries it out.
+func (r *Registry) install(ctx context.Context, in intent, as []Artifact) (Result, error) {
+	release := in.Release
 	now := time.Now().UTC()
 	for _, a := range as {
 		if slices.Contains(in.Packages, a.Package) {
@@ -185,6 +195,9 @@ func (r *Registry) change(ctx context.Context, in intent) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	if in.Originals, err = r.originals(m, in.Target, index); err != nil {
+		return Result{}, err
+	}
 	visible := slices.ContainsFunc(steps, func(s step) bool { return s.action != actRecord })
 	visible = visible || !covers(index, in.Target)
 	if len(steps) == 0 && !visible {
@@ -224,7 +237,7 @@ func (m *modules) plan(had, target []Install) ([]step, error) {
 		byPath[i.Path] = i
 	}
 	for _, t := range target {
-		digest, err := m.digest(path.Base(t.Path))
+		digest, mtime, err := m.digest(path.Base(t.Path))
 		if err != nil {
 			return nil, err
 		}
@@ -236,7 +249,7 @@ func (m *modules) plan(had, target []Install) ([]step, error) {
 			s.action = actInstall
 		case digest != t.Digest:
 			s.action = actReplace
-		case old.Artifact != t.Artifact || old.Package != t.Package || old.Module != t.Module:
+		case old.Artifact != t.Artifact || old.Package != t.Package || old.Module != t.Module || old.Mtime != mtime:
 			s.action = actRecord
 		default:
 			continue
@@ -291,15 +304,15 @@ func (r *Registry) checkBlob(ctx context.Context, digest string) error {
 }
 
 // covers reports whether the index names the file of every row.
-func covers(index map[string]bool, rows []Install) bool {
-	return !slices.ContainsFunc(rows, func(i Install) bool { return !index[path.Base(i.Path)] })
+func covers(index map[string]string, rows []Install) bool {
+	return !slices.ContainsFunc(rows, func(i Install) bool { return !strings.HasSuffix(i.Path, index[i.Module]) || index[i.Module] == "" })
 }
 
-// result lists what steps changed.
-func result(release string, steps []step, depmod bool) Result {
+// result lists what steps changed; originals are the other files' modules, by name.
+func result(release string, steps []step, depmod bool, originals map[string]string) Result {
 	res := Result{Release: release, Depmod: depmod}
 	for _, s := range steps {
-		res.Changes = append(res.Changes, Change{s.action, s.row.Package, s.row.Version, s.row.Module, s.row.Path})
+		res.Changes = append(res.Changes, Change{s.action, s.row.Package, s.row.Version, s.row.Module, s.row.Path, originals[s.row.Module]})
 	}
 	return res
 }

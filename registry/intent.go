@@ -17,11 +17,14 @@ import (
 // that whoever finds it can finish the work.
 type intent struct {
 	Release  string    `json:"release"`
-	Op       string    `json:"op"` // install or uninstall
+	Op       string    `json:"op"` // install, rollback or uninstall
 	Packages []string  `json:"packages"`
 	Before   []Install `json:"before"`   // rows of Packages as they were
 	Target   []Install `json:"target"`   // rows of Packages as they shall be
 	Attempts []Attempt `json:"attempts"` // one for each package, begun with the intent
+
+	Originals []Original `json:"originals,omitempty"` // what Target shadows
+	Pins      []Pin      `json:"pins,omitempty"`      // to be set with Target
 
 	done bool // files, index and rows are right: only temporary names are left
 }
@@ -43,7 +46,7 @@ func (r *Registry) carryOut(m *modules, in intent, steps []step, visible bool) (
 		err = r.converge(m, in.Target, steps, depmod)
 	}
 	if err == nil {
-		err = r.commit(in, in.Target, OutcomeOK, "")
+		err = r.commit(m, in, in.Target, OutcomeOK, "")
 	}
 	if err != nil {
 		if undo := m.rollBack(); undo != nil {
@@ -51,11 +54,15 @@ func (r *Registry) carryOut(m *modules, in intent, steps []step, visible bool) (
 		}
 		return Result{}, errors.Join(err, r.abandon(in, err))
 	}
+	found := in.shadowed()
+	if visible && len(in.Target) == 0 {
+		found = m.foundAgain()
+	}
 	m.settle()
 	// The change is made and recorded. If only its intent cannot be deleted, the
 	// next writer does that.
 	r.write(func(tx *sql.Tx) error { return deleteIntent(tx, in.Release) })
-	return result(in.Release, steps, visible), nil
+	return result(in.Release, steps, visible, found), nil
 }
 
 // converge brings files and index to the target and checks the index.
@@ -71,7 +78,7 @@ func (r *Registry) converge(m *modules, target []Install, steps []step, depmod *
 		return err
 	}
 	for _, i := range target {
-		if !index[path.Base(i.Path)] {
+		if index[i.Module] != path.Join(ourDir, path.Base(i.Path)) {
 			return &PackageError{i.Package, fmt.Errorf("depmod left %s out of modules.dep: another file of that name wins by depmod.d, or it is excluded", i.Path)}
 		}
 	}
@@ -135,7 +142,7 @@ func (r *Registry) goTo(m *modules, in intent, target []Install, outcome, reason
 	if err := r.converge(m, target, steps, depmod); err != nil {
 		return errors.Join(err, m.rollBack())
 	}
-	if err := r.commit(in, target, outcome, reason); err != nil {
+	if err := r.commit(m, in, target, outcome, reason); err != nil {
 		return err
 	}
 	m.settle()
@@ -153,7 +160,7 @@ func (r *Registry) begin(in *intent, steps []step) error {
 			if i < 0 || idle {
 				continue
 			}
-			a, err := beginAttempt(tx, Attempt{Op: in.Op, Package: pkg, Version: all[i].Version, Release: in.Release})
+			a, err := beginAttempt(tx, Attempt{Op: in.opOf(pkg), Package: pkg, Version: all[i].Version, Release: in.Release, Artifact: all[i].Artifact})
 			if err != nil {
 				return err
 			}
@@ -168,18 +175,46 @@ func (r *Registry) begin(in *intent, steps []step) error {
 	})
 }
 
-// commit writes the rows that are true now and marks the intent as done.
-func (r *Registry) commit(in intent, target []Install, outcome, reason string) error {
+// opOf is what an intent does to one of its packages.
+func (in *intent) opOf(pkg string) string {
+	of := func(i Install) bool { return i.Package == pkg }
+	old, new := slices.IndexFunc(in.Before, of), slices.IndexFunc(in.Target, of)
+	if in.Op == OpInstall && old >= 0 && new >= 0 && in.Before[old].Version != in.Target[new].Version {
+		return OpUpgrade
+	}
+	return in.Op
+}
+
+// commit writes the rows that are true now and marks the intent as done. What an
+// intent wants to be kept beside them is kept when its target is reached.
+func (r *Registry) commit(m *modules, in intent, target []Install, outcome, reason string) error {
+	if err := m.stamp(target); err != nil {
+		return err
+	}
+	stamp := kernelStamp(m.tree)
 	return r.write(func(tx *sql.Tx) error {
+		if err := putKernel(tx, in.Release, stamp); err != nil {
+			return err
+		}
+		if outcome == OutcomeOK {
+			if err := putOriginals(tx, in); err != nil {
+				return err
+			}
+			for _, p := range in.Pins {
+				if err := putPin(tx, p); err != nil {
+					return err
+				}
+			}
+		}
 		for _, pkg := range in.Packages {
 			if _, err := tx.Exec(`DELETE FROM install WHERE release = ? AND package = ?`, in.Release, pkg); err != nil {
 				return err
 			}
 		}
 		for _, i := range target {
-			if _, err := tx.Exec(`INSERT INTO install (release, module, path, package, version, artifact, digest, size, at)
-				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-				i.Release, i.Module, i.Path, i.Package, i.Version, i.Artifact, i.Digest, i.Size, i.At.UnixNano()); err != nil {
+			if _, err := tx.Exec(`INSERT INTO install (release, module, path, package, version, artifact, digest, size, at, mtime)
+				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+				i.Release, i.Module, i.Path, i.Package, i.Version, i.Artifact, i.Digest, i.Size, i.At.UnixNano(), i.Mtime); err != nil {
 				return err
 			}
 		}
@@ -209,8 +244,10 @@ func (r *Registry) forget(in intent) (Result, error) {
 	}
 	err := r.write(func(tx *sql.Tx) error {
 		for _, i := range in.Before {
-			if _, err := tx.Exec(`DELETE FROM install WHERE release = ? AND module = ?`, i.Release, i.Module); err != nil {
-				return err
+			for _, table := range []string{"install", "original"} {
+				if _, err := tx.Exec(`DELETE FROM `+table+` WHERE release = ? AND module = ?`, i.Release, i.Module); err != nil {
+					return err
+				}
 			}
 		}
 		if err := endAttempts(tx, in, OutcomeFailed, "the kernel is gone"); err != nil {
@@ -218,7 +255,7 @@ func (r *Registry) forget(in intent) (Result, error) {
 		}
 		return deleteIntent(tx, in.Release)
 	})
-	return result(in.Release, steps, false), err
+	return result(in.Release, steps, false, nil), err
 }
 
 func endAttempts(tx *sql.Tx, in intent, outcome, reason string) error {

@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,16 +30,30 @@ func acquire(ctx context.Context, tree *os.Root, o WriterOptions) (*os.File, err
 	}
 	err = errors.Join(f.Chmod(0o600), flock(f, unix.LOCK_EX|unix.LOCK_NB))
 	if errors.Is(err, unix.EWOULDBLOCK) {
+		if o.Timeout < 0 {
+			f.Close()
+			return nil, &BusyError{Holder: holder(tree)}
+		}
 		if o.Waiting != nil {
 			o.Waiting(holder(tree))
 		}
+		var late <-chan time.Time
+		if o.Timeout > 0 {
+			late = time.After(o.Timeout)
+		}
 		taken := make(chan error, 1)
 		go func() { taken <- flock(f, unix.LOCK_EX) }()
+		giveUp := func() { // a blocked flock cannot be called off
+			go func() { <-taken; f.Close() }()
+		}
 		select {
 		case err = <-taken:
 		case <-ctx.Done():
-			go func() { <-taken; f.Close() }() // a blocked flock cannot be called off
+			giveUp()
 			return nil, fmt.Errorf("wait for %s: %w", holder(tree), context.Cause(ctx))
+		case <-late:
+			giveUp()
+			return nil, &BusyError{Holder: holder(tree), Waited: o.Timeout}
 		}
 	}
 	if err == nil {
@@ -73,7 +88,7 @@ func signLock(tree *os.Root, command string) error {
 	if err != nil {
 		return err
 	}
-	text := fmt.Appendf(nil, "%s pid %d (%s)\n", started, os.Getpid(), command)
+	text := fmt.Appendf(nil, "%s pid %d (%s) since %s\n", started, os.Getpid(), command, time.Now().UTC().Format(time.RFC3339))
 	err = tree.WriteFile(writerFile, text, 0o644)
 	if err == nil {
 		err = tree.Chmod(writerFile, 0o644)

@@ -75,23 +75,29 @@ func (m *modules) Close() error { return m.tree.Close() }
 // path is a file of our folder as named inside the root; name is the reverse.
 func (m *modules) path(file string) string { return path.Join(m.inside, ourDir, file) }
 
-// digest returns the SHA-256 of a file in our folder: "" when it does not exist,
-// and words that are no digest when it is no regular file.
-func (m *modules) digest(file string) (string, error) {
+// digest returns the SHA-256 of a file in our folder and its mtime in ns since 1970:
+// "" when it does not exist, and words that are no digest when it is no regular file.
+func (m *modules) digest(file string) (digest string, mtime int64, err error) {
 	name := path.Join(ourDir, file)
 	info, err := m.tree.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
+		return "", 0, nil
 	} else if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	if info.IsDir() {
-		return "", fmt.Errorf("%s is a folder", m.path(file))
+		return "", 0, fmt.Errorf("%s is a folder", m.path(file))
 	}
 	if !info.Mode().IsRegular() {
-		return "no regular file", nil
+		return "no regular file", 0, nil
 	}
-	f, err := m.tree.Open(name)
+	digest, err = digestFile(m.tree, name)
+	return digest, info.ModTime().UnixNano(), err
+}
+
+// digestFile returns the SHA-256 in hex of a regular file of tree.
+func digestFile(tree *os.Root, name string) (string, error) {
+	f, err := tree.Open(name)
 	if err != nil {
 		return "", err
 	}
@@ -101,6 +107,18 @@ func (m *modules) digest(file string) (string, error) {
 		return "", err
 	}
 	return hexSum(sum), nil
+}
+
+// stamp notes in rows the mtime of their files.
+func (m *modules) stamp(rows []Install) error {
+	for i := range rows {
+		info, err := m.tree.Lstat(path.Join(ourDir, path.Base(rows[i].Path)))
+		if err != nil {
+			return err
+		}
+		rows[i].Mtime = info.ModTime().UnixNano()
+	}
+	return nil
 }
 
 // apply makes the files what steps say and leaves in m.undo the way back. blob

@@ -22,6 +22,12 @@ func (r *Registry) recover() error {
 			r.note("%s: %v", in.Release, err)
 		}
 	}
+	if err := r.resumeRemovals(); err != nil {
+		return err
+	}
+	if err := r.noteKernels(); err != nil {
+		return err
+	}
 	const unfinished = `outcome = '' AND id NOT IN (SELECT a.value ->> 'id' FROM intent, json_each(intent.body, '$.attempts') a)`
 	as, err := collect(r.db, func(rows *sql.Rows, a *Attempt) error {
 		return rows.Scan(&a.Op, &a.Package, &a.Version, &a.Release)
@@ -60,9 +66,16 @@ func (r *Registry) Unfinished() (what []string, holder string, err error) {
 	for _, in := range ins {
 		what = append(what, fmt.Sprintf("%s for %s", in.Op, in.Release))
 	}
+	cut, err := readRemovals(r.db)
+	if err != nil {
+		return nil, "", fmt.Errorf("read removals: %w", err)
+	}
+	for _, s := range cut {
+		what = append(what, fmt.Sprintf("remove of %s@%s", s.Name, s.Version))
+	}
 	as, err := collect(r.db, func(rows *sql.Rows, a *Attempt) error {
 		return rows.Scan(&a.Op, &a.Package, &a.Version, &a.Release)
-	}, `SELECT op, package, version, release FROM attempt WHERE outcome = '' AND op NOT IN ('install', 'uninstall') ORDER BY id`)
+	}, `SELECT op, package, version, release FROM attempt WHERE outcome = '' AND op = 'build' ORDER BY id`)
 	if err != nil {
 		return nil, "", fmt.Errorf("read attempts: %w", err)
 	}

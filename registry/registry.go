@@ -27,6 +27,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"kmodctl/internal/kernel"
 )
@@ -51,6 +52,7 @@ type WriterOptions struct {
 	Command string              // our own words for those who wait: "kmodctl build"
 	Version string              // of kmodctl; kept in a registry that it creates
 	Waiting func(holder string) // called once when another writer holds the lock; may be nil
+	Timeout time.Duration       // how long to wait for the lock: 0 without limit, below 0 not at all
 }
 
 // Open opens the registry in dir for reading. One that does not exist is empty.
@@ -69,7 +71,9 @@ func Open(ctx context.Context, dir string) (*Registry, error) {
 	_, err = os.Stat(filepath.Join(dir, dbFile))
 	switch {
 	case err == nil:
-		if r.db, err = openDB(ctx, filepath.Join(dir, dbFile), "ro"); needsRecovery(err) {
+		var old *SchemaError
+		r.db, err = openDB(ctx, filepath.Join(dir, dbFile), "ro")
+		if needsRecovery(err) || errors.As(err, &old) && old.Older() {
 			r.db, err = r.openSnapshot(ctx)
 		}
 	case errors.Is(err, fs.ErrNotExist):
@@ -83,9 +87,9 @@ func Open(ctx context.Context, dir string) (*Registry, error) {
 }
 
 // OpenWriter opens the registry in dir for writing and creates it when there is
-// none. It waits, as long as ctx allows, until no other writer and no depmod of a
-// killed one is at work, and then finishes or undoes what was cut off: see
-// Recovered. root is where modules are installed; a registry belongs to one root.
+// none. It waits, as long as ctx and the options allow, until no other writer and no
+// depmod of a killed one is at work (else the error is a *BusyError), and then finishes
+// or undoes what was cut off: see Recovered. root is where modules are installed; a registry belongs to one root.
 //
 // Every file that this process has open is marked close-on-exec: what it starts
 // inherits none but those it is given.

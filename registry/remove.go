@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -9,7 +10,77 @@ import (
 	"slices"
 )
 
-// RemoveSource forgets a source and its artifacts and deletes the blobs that
+// Remove uninstalls a source from every kernel release and forgets it. What is begun
+// is finished by the next writer when this one is killed; after an error, the
+// releases that the results name are uninstalled and the source is kept.
+func (r *Registry) Remove(ctx context.Context, name, version string) ([]Result, error) {
+	if _, err := r.Source(name, version); err != nil {
+		return nil, fmt.Errorf("remove %s@%s: %w", name, version, err)
+	}
+	err := r.write(func(tx *sql.Tx) error {
+		_, err := tx.Exec(`INSERT OR IGNORE INTO removal VALUES (?, ?)`, name, version)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("remove %s@%s: %w", name, version, err)
+	}
+	results, err := r.finishRemoval(ctx, name, version)
+	if err != nil {
+		err = errors.Join(err, r.write(func(tx *sql.Tx) error { return deleteRemoval(tx, name, version) }))
+	}
+	return results, err
+}
+
+// finishRemoval does what a row of the table removal says.
+func (r *Registry) finishRemoval(ctx context.Context, name, version string) (results []Result, err error) {
+	rows, err := r.Installs()
+	if err != nil {
+		return nil, err
+	}
+	seen := map[string]bool{}
+	for _, i := range rows {
+		if i.Package != name || i.Version != version || seen[i.Release] {
+			continue
+		}
+		seen[i.Release] = true
+		res, err := r.Uninstall(ctx, i.Release, []string{name})
+		if err != nil {
+			return results, err
+		}
+		results = append(results, res)
+	}
+	return results, r.RemoveSource(name, version)
+}
+
+// resumeRemovals finishes the removals that were cut off; what cannot be finished
+// now is reported and waits.
+func (r *Registry) resumeRemovals() error {
+	cut, err := readRemovals(r.db)
+	if err != nil {
+		return err
+	}
+	for _, s := range cut {
+		if _, err := r.finishRemoval(context.Background(), s.Name, s.Version); err != nil {
+			r.note("finish remove that was cut off: %v", err)
+			continue
+		}
+		r.note("finished remove of %s@%s", s.Name, s.Version)
+	}
+	return nil
+}
+
+// readRemovals returns name and version of the sources whose removal has begun.
+func readRemovals(q queryer) ([]Source, error) {
+	return collect(q, func(rows *sql.Rows, s *Source) error { return rows.Scan(&s.Name, &s.Version) },
+		`SELECT name, version FROM removal ORDER BY name, version`)
+}
+
+func deleteRemoval(tx *sql.Tx, name, version string) error {
+	_, err := tx.Exec(`DELETE FROM removal WHERE name = ? AND version = ?`, name, version)
+	return err
+}
+
+// RemoveSource forgets a source, its pins and its artifacts and deletes the blobs that
 // nothing names any more. The history stays, and the logs it names. The error is
 // an *InUseError while modules of it are installed.
 func (r *Registry) RemoveSource(name, version string) error {
@@ -40,6 +111,12 @@ func (r *Registry) removeSource(name, version string) error {
 			blobs = append(blobs, a.blobs()...)
 		}
 		if _, err := tx.Exec(`DELETE FROM artifact WHERE package = ? AND version = ?`, name, version); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(`DELETE FROM pin WHERE package = ? AND version = ?`, name, version); err != nil {
+			return err
+		}
+		if err := deleteRemoval(tx, name, version); err != nil {
 			return err
 		}
 		_, err = tx.Exec(`DELETE FROM source WHERE name = ? AND version = ?`, name, version)

@@ -34,7 +34,7 @@ func patiently(read func() error) (err error) {
 }
 
 // openSnapshot opens a copy of the database and its log, which every reader may
-// recover, in a folder that Close removes.
+// recover and bring up to our schema, in a folder that Close removes.
 func (r *Registry) openSnapshot(ctx context.Context) (*sql.DB, error) {
 	var err error
 	if r.snapshot, err = os.MkdirTemp("", "kmodctl-registry-"); err != nil {
@@ -47,7 +47,7 @@ func (r *Registry) openSnapshot(ctx context.Context) (*sql.DB, error) {
 			return nil, err
 		}
 		if r.stamp() == before {
-			return openDB(ctx, to, "rw")
+			return openMigrated(ctx, to, "")
 		}
 	}
 	return nil, fmt.Errorf("copy %s: it changes all the time", filepath.Join(r.dir, dbFile))

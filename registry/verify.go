@@ -83,7 +83,7 @@ func verifyRelease(root kernel.Root, release string, rows []Install) ([]Drift, e
 	for _, i := range rows {
 		file := path.Base(i.Path)
 		names = slices.DeleteFunc(names, func(n string) bool { return n == file })
-		digest, err := m.digest(file)
+		digest, _, err := m.digest(file)
 		switch {
 		case err != nil:
 			return nil, err
@@ -92,7 +92,7 @@ func verifyRelease(root kernel.Root, release string, rows []Install) ([]Drift, e
 		case digest != i.Digest:
 			add("modified", i)
 		}
-		if digest != "" && !index[file] {
+		if digest != "" && index[i.Module] != path.Join(ourDir, file) {
 			add("unindexed", i)
 		}
 	}

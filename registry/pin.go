@@ -1,0 +1,66 @@
+package registry
+
+import (
+	"database/sql"
+	"fmt"
+	"time"
+)
+
+// Pin holds a package at a version, for one kernel release or for all: build and
+// install take it instead of the newest, and GC keeps it.
+type Pin struct {
+	Package  string    `json:"package"`
+	Release  string    `json:"release,omitempty"` // "" for every kernel that has no pin of its own
+	Version  string    `json:"version"`
+	Artifact string    `json:"artifact,omitempty"` // digest of the one artifact, as rollback chose it; "" for the newest of the version
+	At       time.Time `json:"at"`
+}
+
+// Pins returns all pins, by package and release.
+func (r *Registry) Pins() ([]Pin, error) {
+	pins, err := collect(r.db, func(rows *sql.Rows, p *Pin) error {
+		var at int64
+		err := rows.Scan(&p.Package, &p.Release, &p.Version, &p.Artifact, &at)
+		p.At = time.Unix(0, at).UTC()
+		return err
+	}, `SELECT package, release, version, artifact, at FROM pin ORDER BY package, release`)
+	if err != nil {
+		return nil, fmt.Errorf("read pins: %w", err)
+	}
+	return pins, nil
+}
+
+// SetPin pins a package, in place of its pin for the same release. The version must
+// be registered: the error is a *NotFoundError else.
+func (r *Registry) SetPin(p Pin) error {
+	if _, err := r.Source(p.Package, p.Version); err != nil {
+		return fmt.Errorf("pin %s: %w", p.Package, err)
+	}
+	if err := r.write(func(tx *sql.Tx) error { return putPin(tx, p) }); err != nil {
+		return fmt.Errorf("pin %s: %w", p.Package, err)
+	}
+	return nil
+}
+
+// Unpin removes a package's pins, or the one for a release, and returns how many there were.
+func (r *Registry) Unpin(pkg, release string) (n int64, err error) {
+	err = r.write(func(tx *sql.Tx) error {
+		res, err := tx.Exec(`DELETE FROM pin WHERE package = ?1 AND (?2 = '' OR release = ?2)`, pkg, release)
+		if err == nil {
+			n, err = res.RowsAffected()
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("unpin %s: %w", pkg, err)
+	}
+	return n, nil
+}
+
+func putPin(tx *sql.Tx, p Pin) error {
+	if p.At.IsZero() {
+		p.At = time.Now()
+	}
+	_, err := tx.Exec(`INSERT OR REPLACE INTO pin VALUES (?, ?, ?, ?, ?)`, p.Package, p.Release, p.Version, p.Artifact, p.At.UnixNano())
+	return err
+}
