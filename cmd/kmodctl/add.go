@@ -82,23 +82,19 @@ func (e *env) remove(ctx context.Context, arg string) error {
 	}
 	var changes []registry.Change
 	for _, src := range sources {
-		for _, release := range releasesOf(installs, src.Name, src.Version) {
-			if e.dryRun {
-				e.would("uninstall %s %s for %s", src.Name, src.Version, release)
-				continue
-			}
-			res, err := reg.Uninstall(ctx, release, []string{src.Name})
-			if err != nil {
-				return err
-			}
-			changes = append(changes, res.Changes...)
-			e.changed("uninstalled %s %s for %s", src.Name, src.Version, release)
-		}
 		if e.dryRun {
+			for _, release := range releasesOf(installs, src.Name, src.Version) {
+				e.would("uninstall %s %s for %s", src.Name, src.Version, release)
+			}
 			e.would("remove %s %s", src.Name, src.Version)
 			continue
 		}
-		if err := reg.RemoveSource(src.Name, src.Version); err != nil {
+		results, err := reg.Remove(ctx, src.Name, src.Version)
+		for _, res := range results {
+			changes = append(changes, res.Changes...)
+			e.changed("uninstalled %s %s for %s", src.Name, src.Version, res.Release)
+		}
+		if err != nil {
 			return err
 		}
 		e.changed("removed %s %s", src.Name, src.Version)

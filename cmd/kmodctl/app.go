@@ -53,6 +53,7 @@ func newApp(e *env) *cli.App {
 			&cli.StringFlag{Name: "root", Value: "/", EnvVars: []string{"KMODCTL_ROOT"}, Usage: "work on the machine below `DIR` (an image, a chroot) instead of this one"},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON document on standard output"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would be done and change nothing"},
+			&cli.DurationFlag{Name: "lock-timeout", EnvVars: []string{"KMODCTL_LOCK_TIMEOUT"}, DefaultText: "as long as it takes", Usage: "wait no longer than `DURATION` (30s, 0) for another kmodctl that changes something, then exit with 5"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "say only what went wrong or was changed"},
 			&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "say more: reasons, logs"},
 		},

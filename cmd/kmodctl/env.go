@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -25,6 +26,7 @@ type env struct {
 	dryRun   bool
 	quiet    bool
 	verbose  bool
+	patience time.Duration // to wait for another kmodctl, as registry.WriterOptions.Timeout
 	out, err io.Writer
 }
 
@@ -45,6 +47,14 @@ func (e *env) setUp(c *cli.Context) error {
 	e.root = kernel.Root(root)
 	e.json, e.dryRun = c.Bool("json"), c.Bool("dry-run")
 	e.quiet, e.verbose = c.Bool("quiet"), c.Bool("verbose")
+	if c.IsSet("lock-timeout") {
+		switch e.patience = c.Duration("lock-timeout"); {
+		case e.patience < 0:
+			return usagef("--lock-timeout %v is below zero", e.patience)
+		case e.patience == 0:
+			e.patience = -1 // not at all
+		}
+	}
 	return nil
 }
 
@@ -176,6 +186,7 @@ func (e *env) writer(ctx context.Context, command string) (*registry.Registry, e
 		Command: "kmodctl " + command,
 		Version: version,
 		Waiting: func(holder string) { e.say("waiting for %s", holder) },
+		Timeout: e.patience,
 	})
 	if err != nil {
 		return nil, err

@@ -36,7 +36,7 @@ var exitTable = []struct {
 	{exitUsage, "the command line is wrong"},
 	{exitPartly, "some of several failed"},
 	{exitNotFound, "no such package, module or kernel"},
-	{exitBusy, "another kmodctl is at work (reserved: today it is waited for)"},
+	{exitBusy, "another kmodctl was at work for longer than --lock-timeout"},
 	{exitBuild, "a build failed"},
 	{exitRefused, "the kernel or a policy refused"},
 	{exitInterrupted, "interrupted (SIGINT)"},
@@ -74,6 +74,7 @@ func exitCode(err error) int {
 		inUse    *loader.InUseError
 		guest    guestFailed
 		program  *exec.Error
+		busy     *registry.BusyError
 	)
 	switch {
 	case err == nil:
@@ -88,6 +89,8 @@ func exitCode(err error) int {
 		return exitPartly
 	case errors.As(err, &noSource), errors.As(err, &noKernel), errors.As(err, &noModule):
 		return exitNotFound
+	case errors.As(err, &busy):
+		return exitBusy
 	case errors.As(err, &kbuild), errors.As(err, &program):
 		return exitBuild
 	case errors.As(err, &guest):

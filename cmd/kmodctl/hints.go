@@ -74,6 +74,7 @@ func hints(err error) []string {
 		damaged  *registry.CorruptError
 		owned    *registry.OwnedError
 		ours     ofPackage
+		broken   *registry.DamagedError
 		missing  missingHeaders
 		nolog    unlogged
 		unbuilt  notBuilt
@@ -126,8 +127,8 @@ func hints(err error) []string {
 		return []string{"reboot: kernel.modules_disabled cannot be taken back"}
 	case errors.As(err, &owned):
 		return []string{"kmodctl uninstall " + owned.Owner}
-	case errors.As(err, &damaged):
-		return []string{"kmodctl remove the package and build it again"}
+	case errors.As(err, &damaged), errors.As(err, &broken):
+		return []string{"kmodctl repair (kmodctl verify shows all that is damaged)"}
 	case errors.Is(err, registry.ErrNoDepmod):
 		return []string{"apt install kmod (or your distribution's package of depmod)"}
 	case errors.Is(err, vm.ErrNoQEMU):

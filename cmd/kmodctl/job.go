@@ -203,7 +203,7 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step) (
 	defer log.Close()
 	attempt, err := j.reg.BeginAttempt(registry.Attempt{
 		Op: registry.OpBuild, Package: s.Package, Version: s.Version, Release: s.Release,
-		Started: time.Now(), InputHash: s.InputHash,
+		Started: time.Now(), InputHash: s.InputHash, Inputs: registryInputs(s.Inputs),
 	})
 	if err != nil {
 		return err
@@ -253,7 +253,8 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step) (
 		art.Modules = append(art.Modules, m)
 		files[m.Name] = file
 	}
-	_, err = j.reg.PutArtifact(ctx, art, files)
+	art, err = j.reg.PutArtifact(ctx, art, files)
+	attempt.Artifact = art.Digest
 	j.newest = nil // there is a newer one
 	return err
 }
