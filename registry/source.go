@@ -178,7 +178,7 @@ func (r *Registry) sources(name string) ([]Source, error) {
 		if c := strings.Compare(a.Name, b.Name); c != 0 {
 			return c
 		}
-		return compareVersions(a.Version, b.Version)
+		return CompareVersions(a.Version, b.Version)
 	})
 	return srcs, err
 }

@@ -19,11 +19,11 @@ var preRelease = sync.OnceValue(func() *regexp.Regexp { // few commands compare 
 	return regexp.MustCompile(`(?i)^(.*?)[-~](` + strings.Join(preReleases, "|") + `)((?:[^a-z].*)?)$`)
 })
 
-// compareVersions orders versions of a package from old to new, and returns -1,
+// CompareVersions orders versions of a package from old to new, and returns -1,
 // 0 or 1; only equal strings give 0. They order as kernel releases do, but for
 // words such as beta after "-" or "~": a kernel named 6.1.0-beta follows 6.1.0, a
 // package 1.0.0-beta comes before 1.0.0.
-func compareVersions(a, b string) int {
+func CompareVersions(a, b string) int {
 	basea, ranka, resta := cutPreRelease(a)
 	baseb, rankb, restb := cutPreRelease(b)
 	return cmp.Or(

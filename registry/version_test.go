@@ -20,14 +20,14 @@ func TestVersionsOrder(t *testing.T) {
 	for _, want := range ascending {
 		for i, a := range want {
 			for j, b := range want {
-				if c := compareVersions(a, b); c != cmp.Compare(i, j) {
+				if c := CompareVersions(a, b); c != cmp.Compare(i, j) {
 					t.Errorf("compare %q with %q: %d", a, b, c)
 				}
 			}
 		}
 		got := slices.Clone(want)
 		slices.Reverse(got)
-		slices.SortFunc(got, compareVersions)
+		slices.SortFunc(got, CompareVersions)
 		equal(t, "versions", got, want)
 	}
 }

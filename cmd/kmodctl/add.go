@@ -92,7 +92,7 @@ func (e *env) remove(ctx context.Context, arg string) error {
 		results, err := reg.Remove(ctx, src.Name, src.Version)
 		for _, res := range results {
 			changes = append(changes, res.Changes...)
-			e.changed("uninstalled %s %s for %s", src.Name, src.Version, res.Release)
+			e.changed("uninstalled %s %s for %s%s", src.Name, src.Version, res.Release, originals(res, src.Name, "modprobe finds again"))
 		}
 		if err != nil {
 			return err

@@ -73,6 +73,7 @@ func hints(err error) []string {
 		inUse    *loader.InUseError
 		damaged  *registry.CorruptError
 		owned    *registry.OwnedError
+		newer    newerOriginal
 		ours     ofPackage
 		broken   *registry.DamagedError
 		missing  missingHeaders
@@ -125,6 +126,8 @@ func hints(err error) []string {
 		return []string{"run it as root: sudo kmodctl ..."}
 	case errors.Is(err, loader.ErrModulesDisabled):
 		return []string{"reboot: kernel.modules_disabled cannot be taken back"}
+	case errors.As(err, &newer):
+		return []string{fmt.Sprintf("kmodctl install %s@%s -k %s --force", newer.art.Package, newer.art.Version, newer.art.Release)}
 	case errors.As(err, &owned):
 		return []string{"kmodctl uninstall " + owned.Owner}
 	case errors.As(err, &damaged), errors.As(err, &broken):

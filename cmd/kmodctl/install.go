@@ -19,17 +19,21 @@ func cmdInstall(e *env) *cli.Command {
 		Usage:     "place built modules under /lib/modules and update the module index",
 		ArgsUsage: "NAME|NAME@VERSION ...",
 		Description: examples("Into /lib/modules/RELEASE/updates/kmodctl, for every kernel that the package was built for.\n"+
-			"The distribution's own modules are not touched; depmod runs once per kernel.",
+			"The distribution's own modules are not touched: one of the same name is shadowed, unless its\n"+
+			"version is higher, and found again after an uninstall. depmod runs once per kernel.",
 			"kmodctl install hello", "kmodctl install hello -k 6.1.0-56-amd64"),
-		Flags:        []cli.Flag{kernelFlag("only for kernel `RELEASE` (repeatable)")},
+		Flags: []cli.Flag{
+			kernelFlag("only for kernel `RELEASE` (repeatable)"),
+			&cli.BoolFlag{Name: "force", Usage: "also where the kernel's own module of that name has a higher version"},
+		},
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
-			return e.install(c.Context, c.Args().Slice(), c.StringSlice("kernel"))
+			return e.install(c.Context, c.Args().Slice(), c.StringSlice("kernel"), c.Bool("force"))
 		},
 	}
 }
 
-func (e *env) install(ctx context.Context, args, releases []string) error {
+func (e *env) install(ctx context.Context, args, releases []string, force bool) error {
 	if len(args) == 0 {
 		return usagef("install takes at least one package: kmodctl install NAME")
 	}
@@ -42,7 +46,7 @@ func (e *env) install(ctx context.Context, args, releases []string) error {
 		return err
 	}
 	defer e.close(reg)
-	j := &job{env: e, reg: reg}
+	j := &job{env: e, reg: reg, force: force}
 	var sources []registry.Source
 	for _, arg := range args {
 		src, err := source(reg, arg)
@@ -158,7 +162,9 @@ func (e *env) uninstall(ctx context.Context, args, releases []string) error {
 			continue
 		}
 		changes = append(changes, res.Changes...)
-		e.changed("uninstalled %s for %s", strings.Join(byRelease[release], ", "), release)
+		for _, pkg := range byRelease[release] {
+			e.changed("uninstalled %s for %s%s", pkg, release, originals(res, pkg, "modprobe finds again"))
+		}
 	}
 	if e.json {
 		if err := e.document("uninstall", map[string]any{"dry_run": e.dryRun, "changes": orEmpty(changes)}); err != nil {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"kmodctl/build"
@@ -26,6 +28,7 @@ type job struct {
 	errs   []error          // of the steps that failed: each has been reported
 	failed map[target]error // builds that failed: what is installed stays
 	willBe map[target]bool  // in a dry run, what would be built
+	force  bool             // shadow newer modules too
 
 	installs []installStep
 	newest   map[string]registry.Artifact // by package, version and release, once read
@@ -328,8 +331,85 @@ func (j *job) installAll(ctx context.Context, sources []registry.Source, kernels
 				due = append(due, art)
 			}
 		}
+		if !j.force {
+			if due, err = j.olderLeftOut(k, due, installs, thorough); err != nil {
+				return err
+			}
+		}
 		if err := j.installFor(ctx, k, due); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// olderLeftOut leaves out the packages whose place on a kernel is held by a newer module
+// that is not ours, unless they are installed there already: they are kept in the
+// registry, or have failed where the install was asked for.
+func (j *job) olderLeftOut(k kernel.Release, due []registry.Artifact, installs []registry.Install, asked bool) (rest []registry.Artifact, err error) {
+	for _, art := range due {
+		has := slices.Contains(releasesOf(installs, art.Package, ""), k.Name)
+		if has || j.dryRun && len(art.Modules) == 0 || j.cannotInstall(k) != "" {
+			rest = append(rest, art)
+			continue
+		}
+		err := j.newerOriginal(art)
+		var newer newerOriginal
+		switch {
+		case err == nil:
+			rest = append(rest, art)
+		case !errors.As(err, &newer):
+			return nil, err
+		case asked:
+			j.tried++
+			j.fail(err)
+			j.installed(art, "failed", err.Error())
+		default:
+			j.keep([]registry.Artifact{art}, newer.what())
+		}
+	}
+	return rest, nil
+}
+
+// newerOriginal is an install that would shadow a newer module of the same name.
+type newerOriginal struct {
+	art      registry.Artifact
+	module   registry.Module
+	original registry.Original
+	version  string // of the original
+}
+
+func (n newerOriginal) Error() string {
+	return fmt.Sprintf("install %s@%s for %s: %s", n.art.Package, n.art.Version, n.art.Release, n.what())
+}
+
+func (n newerOriginal) what() string {
+	return fmt.Sprintf("%s has version %s, ours is %s", n.original.Path, n.version, n.module.Version)
+}
+
+// newerOriginal compares the MODULE_VERSION of what an artifact would shadow, where
+// both have one; the error is of that type when ours is older.
+func (j *job) newerOriginal(art registry.Artifact) error {
+	byName := map[string]registry.Module{}
+	for _, m := range art.Modules {
+		byName[m.Name] = m
+	}
+	originals, err := j.reg.Shadows(art.Release, slices.Collect(maps.Keys(byName)))
+	if err != nil {
+		return err
+	}
+	for _, o := range originals {
+		path, err := j.root.Path(o.Path)
+		if err != nil {
+			return err
+		}
+		m := byName[o.Module]
+		info, err := ko.Open(path)
+		if err != nil || info.Version == "" || m.Version == "" {
+			continue // a file that cannot be read as a module is no better than ours
+		}
+		if registry.CompareVersions(info.Version, m.Version) > 0 {
+			return newerOriginal{art, m, o, info.Version}
 		}
 	}
 	return nil
@@ -361,7 +441,7 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 				j.tried++
 				for _, art := range due {
 					j.installed(art, "installed", "")
-					j.changed("installed %s %s for %s", art.Package, art.Version, k.Name)
+					j.changed("installed %s %s for %s%s", art.Package, art.Version, k.Name, originals(res, art.Package, "shadows"))
 				}
 			}
 			return nil
@@ -380,6 +460,21 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 		due = slices.DeleteFunc(due, blamed)
 	}
 	return nil
+}
+
+// originals names the other files' modules that a change was about, such as
+// ", shadows kernel/drivers/net/dummy.ko"; "" when there are none.
+func originals(res registry.Result, pkg, verb string) string {
+	var paths []string
+	for _, c := range res.Changes {
+		if c.Package == pkg && c.Original != "" {
+			paths = append(paths, strings.TrimPrefix(c.Original, "/lib/modules/"+res.Release+"/"))
+		}
+	}
+	if len(paths) == 0 {
+		return ""
+	}
+	return ", " + verb + " " + strings.Join(paths, ", ")
 }
 
 // keep tells of artifacts that stay in the registry, and where they are there.
