@@ -423,7 +423,7 @@ func TestModulesReadOnly(t *testing.T) {
 	if len(mustInstalls(t, r)) != 2 {
 		t.Errorf("installs: %+v", mustInstalls(t, r))
 	}
-	if drifts, err := r.Verify(root); err != nil || len(drifts) > 0 {
+	if drifts, err := r.Look(root); err != nil || len(drifts) > 0 {
 		t.Errorf("drifts: %+v %v", drifts, err)
 	}
 }

@@ -118,7 +118,7 @@ func installed(t *testing.T, r *Registry, root kernel.Root) []string {
 	t.Helper()
 	rows, err := r.Installs()
 	must(t, err)
-	drifts, err := r.Verify(root)
+	drifts, err := r.Look(root)
 	must(t, err)
 	if len(drifts) > 0 {
 		t.Fatalf("files and rows differ: %+v", drifts)

@@ -245,7 +245,7 @@ func TestInstallWithoutTheRefused(t *testing.T) {
 		!errors.As(refused["owned"], &owned) || !errors.As(refused["foreign"], &foreign) || len(refused) != 5 {
 		t.Errorf("refused: %v", refused)
 	}
-	if drifts, err := r.Verify(root); err != nil || len(drifts) != 1 || drifts[0].Kind != "foreign" {
+	if drifts, err := r.Look(root); err != nil || len(drifts) != 1 || drifts[0].Kind != "foreign" {
 		t.Errorf("drifts: %+v %v", drifts, err)
 	}
 	if rows := mustInstalls(t, r); len(rows) != 2 || rows[0].Package != "fine" || rows[1].Package != "first" {
@@ -303,7 +303,7 @@ func TestUninstallAfterTheKernelIsGone(t *testing.T) {
 	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")})
 	must(t, err)
 	must(t, os.RemoveAll(filepath.Join(string(root), modulesPath(release))))
-	drifts, err := r.Verify(root)
+	drifts, err := r.Look(root)
 	must(t, err)
 	if len(drifts) != 1 || drifts[0].Kind != "missing" {
 		t.Errorf("drifts: %+v", drifts)
@@ -315,7 +315,7 @@ func TestUninstallAfterTheKernelIsGone(t *testing.T) {
 	}
 }
 
-func TestVerify(t *testing.T) {
+func TestLook(t *testing.T) {
 	root, dir := newRoot(t), t.TempDir()
 	r := writer(t, dir, root)
 	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "gone=1", "changed=1", "fine=1", "hidden=1")})
@@ -328,7 +328,7 @@ func TestVerify(t *testing.T) {
 	text, err := os.ReadFile(dep)
 	must(t, err)
 	must(t, os.WriteFile(dep, []byte(strings.ReplaceAll(string(text), "hidden", "other")), 0o644))
-	drifts, err := reader(t, dir).Verify(root)
+	drifts, err := reader(t, dir).Look(root)
 	must(t, err)
 	var got []string
 	for _, d := range drifts {

@@ -308,7 +308,7 @@ func (j *job) installAll(ctx context.Context, sources []registry.Source, kernels
 	}
 	damaged := map[target]bool{}
 	if thorough {
-		drift, err := j.reg.Verify(j.root)
+		drift, err := j.reg.Look(j.root)
 		if err != nil {
 			return err
 		}

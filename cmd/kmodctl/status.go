@@ -91,7 +91,7 @@ func (e *env) status(ctx context.Context, args []string) error {
 	if s.installs, err = reg.Installs(); err != nil {
 		return err
 	}
-	if s.drift, err = reg.Verify(e.root); err != nil {
+	if s.drift, err = reg.Look(e.root); err != nil {
 		return err
 	}
 	if e.root.IsHost() {
