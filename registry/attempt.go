@@ -99,13 +99,17 @@ func (r *Registry) Attempts(pkg, release string, n int) ([]Attempt, error) {
 	if n <= 0 {
 		n = -1
 	}
+	of := "1"
+	if pkg != "" { // said so, the index attempt_package serves it
+		of = "package = ?1"
+	}
 	as, err := collect(r.db, func(rows *sql.Rows, a *Attempt) error {
 		var started int64
 		err := rows.Scan(&a.ID, &a.Op, &a.Package, &a.Version, &a.Release, &a.Outcome, &a.Error, &started, &a.Seconds, &a.Log, &a.InputHash, &a.Artifact)
 		a.Started = time.Unix(0, started).UTC()
 		return err
 	}, `SELECT id, op, package, version, release, outcome, error, started, seconds, log, input_hash, artifact FROM attempt
-		WHERE (?1 = '' OR package = ?1) AND (?2 = '' OR release = ?2) ORDER BY id DESC LIMIT ?3`, pkg, release, n)
+		WHERE `+of+` AND (?2 = '' OR release = ?2) ORDER BY id DESC LIMIT ?3`, pkg, release, n)
 	if err != nil {
 		return nil, fmt.Errorf("read attempts: %w", err)
 	}

@@ -85,6 +85,23 @@ func (e *CorruptError) Error() string {
 	return fmt.Sprintf("%s is damaged: its sha256 is %s", e.Path, e.Got)
 }
 
+// NoPreviousError says that a release has no earlier artifact of a package to go back to.
+type NoPreviousError struct {
+	Package, Release string
+	Version          string  // the one that is installed; "" when none is
+	Damaged          []error // the earlier ones that cannot be used, and why
+}
+
+func (e *NoPreviousError) Error() string {
+	switch {
+	case e.Version == "":
+		return e.Package + " is not installed"
+	case len(e.Damaged) > 0:
+		return fmt.Sprintf("nothing whole was installed before %s: %v", e.Version, e.Damaged[0])
+	}
+	return "nothing was installed before " + e.Version
+}
+
 // SchemaError says that the database is of another kmodctl's making.
 type SchemaError struct{ Path, Schema, WrittenBy string }
 

@@ -16,18 +16,36 @@ type Pin struct {
 	At       time.Time `json:"at"`
 }
 
-// Pins returns all pins, by package and release.
-func (r *Registry) Pins() ([]Pin, error) {
-	pins, err := collect(r.db, func(rows *sql.Rows, p *Pin) error {
+// Pins are by package and release.
+type Pins []Pin
+
+// For returns the pin that holds a package on a kernel release: the one for that
+// release, else the one for every kernel.
+func (ps Pins) For(pkg, release string) (pin Pin, ok bool) {
+	for _, p := range ps {
+		if p.Package == pkg && (p.Release == release || p.Release == "" && !ok) {
+			pin, ok = p, true
+		}
+	}
+	return pin, ok
+}
+
+// Pins returns all pins.
+func (r *Registry) Pins() (Pins, error) {
+	pins, err := readPins(r.db)
+	if err != nil {
+		return nil, fmt.Errorf("read pins: %w", err)
+	}
+	return pins, nil
+}
+
+func readPins(q queryer) (Pins, error) {
+	return collect(q, func(rows *sql.Rows, p *Pin) error {
 		var at int64
 		err := rows.Scan(&p.Package, &p.Release, &p.Version, &p.Artifact, &at)
 		p.At = time.Unix(0, at).UTC()
 		return err
 	}, `SELECT package, release, version, artifact, at FROM pin ORDER BY package, release`)
-	if err != nil {
-		return nil, fmt.Errorf("read pins: %w", err)
-	}
-	return pins, nil
 }
 
 // SetPin pins a package, in place of its pin for the same release. The version must

@@ -157,17 +157,16 @@ func checkUnused(tx *sql.Tx, name, version string) error {
 // dropBlobs deletes those of the blobs that no row names. A crash before it is
 // done leaves blobs that nobody misses.
 func (r *Registry) dropBlobs(digests []string) error {
-	named, err := collect(r.db, func(rows *sql.Rows, s *string) error { return rows.Scan(s) }, `
-		SELECT digest FROM source UNION SELECT digest FROM artifact UNION SELECT digest FROM install UNION SELECT log FROM attempt
-		UNION SELECT record ->> 'log' FROM artifact WHERE record ->> 'log' <> ''
-		UNION SELECT m.value ->> 'digest' FROM artifact, json_each(artifact.record, '$.modules') m
-		UNION SELECT t.value ->> 'digest' FROM intent, json_each(intent.body, '$.target') t
-			WHERE t.type = 'object'`) // the target of an uninstall is null
+	refs, err := blobRefs(r.db)
 	if err != nil {
 		return err
 	}
+	named := map[string]bool{"": true}
+	for _, ref := range refs {
+		named[ref.blob] = true
+	}
 	for _, d := range digests {
-		if d == "" || slices.Contains(named, d) {
+		if named[d] {
 			continue
 		}
 		if err := r.tree.Remove(filepath.Join(blobDir, d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -175,4 +174,23 @@ func (r *Registry) dropBlobs(digests []string) error {
 		}
 	}
 	return nil
+}
+
+// blobRef is a row that names a blob.
+type blobRef struct {
+	blob     string
+	artifact string // digest of the artifact whose row it is, "" for other rows
+	logFor   string // kernel release of the attempt whose row it is, "" for other rows
+}
+
+// blobRefs returns every row's every mention of a blob; some name the blob "".
+func blobRefs(q queryer) ([]blobRef, error) {
+	return collect(q, func(rows *sql.Rows, b *blobRef) error { return rows.Scan(&b.blob, &b.artifact, &b.logFor) }, `
+		SELECT digest, '', '' FROM source UNION ALL SELECT digest, '', '' FROM install
+		UNION ALL SELECT log, '', release FROM attempt WHERE log <> ''
+		UNION ALL SELECT digest, digest, '' FROM artifact
+		UNION ALL SELECT coalesce(record ->> 'log', ''), digest, '' FROM artifact
+		UNION ALL SELECT m.value ->> 'digest', artifact.digest, '' FROM artifact, json_each(artifact.record, '$.modules') m
+		UNION ALL SELECT t.value ->> 'digest', '', '' FROM intent, json_each(intent.body, '$.target') t
+			WHERE t.type = 'object'`) // the target of an uninstall is null
 }
