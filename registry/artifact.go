@@ -3,7 +3,9 @@ package registry
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"database/sql"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -190,4 +192,48 @@ func scanArtifact(rows *sql.Rows, a *Artifact) error {
 	*a = rec.Artifact
 	a.Digest = digest
 	return nil
+}
+
+// artifactRow is a row as it is stored.
+type artifactRow struct{ digest, pkg, version, release, hash, record string }
+
+// artifactRows reads the row of one artifact, or all of them when digest is "".
+func artifactRows(q queryer, digest string) ([]artifactRow, error) {
+	return collect(q, func(rows *sql.Rows, a *artifactRow) error {
+		return rows.Scan(&a.digest, &a.pkg, &a.version, &a.release, &a.hash, &a.record)
+	}, `SELECT digest, package, version, release, input_hash, record FROM artifact WHERE ?1 = '' OR digest = ?1 ORDER BY id`, digest)
+}
+
+// artifact is what a row tells of, once every part of it was checked; the error is a
+// *DamagedError.
+func (row artifactRow) artifact() (Artifact, error) {
+	a, err := readRecord(row.digest, []byte(row.record))
+	if err == nil && (a.Package != row.pkg || a.Version != row.version || a.Release != row.release || a.InputHash != row.hash) {
+		err = fmt.Errorf("its row says %s@%s for %s", row.pkg, row.version, row.release)
+	}
+	if err != nil {
+		return a, &DamagedError{dbFile, fmt.Errorf("record %s: %w", row.digest, err)}
+	}
+	return a, nil
+}
+
+// readRecord checks the text of a record's blob and returns the artifact.
+func readRecord(digest string, text []byte) (Artifact, error) {
+	var rec record
+	if got := sha256.Sum256(text); hex.EncodeToString(got[:]) != digest {
+		return Artifact{}, fmt.Errorf("its sha256 is %x", got)
+	}
+	if err := json.Unmarshal(text, &rec); err != nil {
+		return Artifact{}, err
+	}
+	if rec.Schema != recordSchema || rec.Package == "" || rec.Release == "" {
+		return Artifact{}, fmt.Errorf("it is no record of schema %d", recordSchema)
+	}
+	for _, m := range rec.Modules {
+		if err := errors.Join(m.check(), checkDigest(m.Digest)); err != nil {
+			return Artifact{}, err
+		}
+	}
+	rec.Artifact.Digest = digest
+	return rec.Artifact, nil
 }

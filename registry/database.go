@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"modernc.org/sqlite"
 )
@@ -151,6 +152,9 @@ func checkSchema(ctx context.Context, db *sql.DB, file string) error {
 			e.WrittenBy = m[1]
 		}
 	}
+	if _, err := strconv.ParseUint(e.Schema, 10, 32); err != nil {
+		return &DamagedError{file, fmt.Errorf("its schema is %q", e.Schema)}
+	}
 	if e.Schema != schemaVersion {
 		return e
 	}
@@ -289,8 +293,8 @@ func collectOnce[T any](q queryer, scan func(*sql.Rows, *T) error, query string,
 	var all []T
 	for rows.Next() {
 		var v T
-		if err := scan(rows, &v); err != nil {
-			return nil, err
+		if err := scan(rows, &v); err != nil { // no such row was ever written
+			return nil, &DamagedError{dbFile, err}
 		}
 		all = append(all, v)
 	}

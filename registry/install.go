@@ -108,7 +108,8 @@ func (r *Registry) install(ctx context.Context, in intent, as []Artifact) (Resul
 			return Result{}, fmt.Errorf("install for %s: package %s was given twice", release, a.Package)
 		}
 		in.Packages = append(in.Packages, a.Package)
-		if err := r.checkArtifact(a, release); err != nil {
+		a, err := r.checkArtifact(a, release)
+		if err != nil {
 			return Result{}, fmt.Errorf("install for %s: %w", release, err)
 		}
 		for _, m := range a.Modules {
@@ -125,22 +126,27 @@ func (r *Registry) install(ctx context.Context, in intent, as []Artifact) (Resul
 	return res, nil
 }
 
-// checkArtifact refuses an artifact that is not in the registry as it is given.
-func (r *Registry) checkArtifact(a Artifact, release string) error {
+// checkArtifact returns an artifact as its record says. It refuses one that is for
+// another release, is not in the registry, or whose row is not what was written.
+func (r *Registry) checkArtifact(a Artifact, release string) (Artifact, error) {
 	if a.Release != release {
-		return &PackageError{a.Package, fmt.Errorf("artifact %s is for %s", a.Digest, a.Release)}
+		return a, &PackageError{a.Package, fmt.Errorf("artifact %s is for %s", a.Digest, a.Release)}
 	}
-	if _, known, err := r.newest(`digest = ?`, a.Digest); err != nil {
-		return err
-	} else if !known {
-		return &PackageError{a.Package, fmt.Errorf("artifact %q is not in the registry", a.Digest)}
+	rows, err := artifactRows(r.db, a.Digest)
+	if err != nil {
+		return a, err
 	}
-	for _, m := range a.Modules {
-		if err := m.check(); err != nil {
-			return &PackageError{a.Package, err}
-		}
+	if len(rows) == 0 {
+		return a, &PackageError{a.Package, fmt.Errorf("artifact %q is not in the registry", a.Digest)}
 	}
-	return nil
+	known, err := rows[0].artifact()
+	if err == nil && (known.Package != a.Package || known.Release != release) {
+		err = fmt.Errorf("artifact %s is of %s for %s", a.Digest, known.Package, known.Release)
+	}
+	if err != nil {
+		return a, &PackageError{a.Package, err}
+	}
+	return known, nil
 }
 
 // Uninstall removes every module of packages from /lib/modules/RELEASE, our

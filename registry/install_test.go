@@ -158,6 +158,13 @@ func TestInstallRefuses(t *testing.T) {
 			a := mustPut(t, r, "net", "1", "net=1")
 			flipBit(t, r.BlobPath(a.Modules[0].Digest))
 		}, func(err error) bool { var e *CorruptError; return errors.As(err, &e) }},
+		{"a row with another record", func(t *testing.T, root string, r *Registry) {
+			mustPut(t, r, "disk", "1", "net=evil")
+			garble(t, r, `UPDATE artifact SET record = replace((SELECT record FROM artifact WHERE package = 'disk'), 'disk', 'net') WHERE package = 'net'`)
+		}, isDamaged},
+		{"a row of another kernel", func(t *testing.T, root string, r *Registry) {
+			garble(t, r, `UPDATE artifact SET release = '9.9.8'`)
+		}, isDamaged},
 		{"no depmod", func(t *testing.T, root string, r *Registry) {
 			depmodIn(t, t.TempDir())
 		}, func(err error) bool { return errors.Is(err, ErrNoDepmod) }},
@@ -431,6 +438,15 @@ func mustObject(t *testing.T, mark string) []byte {
 	must(t, err)
 	return text
 }
+
+// garble changes rows as a bad disk would.
+func garble(t *testing.T, r *Registry, query string) {
+	t.Helper()
+	_, err := r.db.Exec(query)
+	must(t, err)
+}
+
+func isDamaged(err error) bool { var e *DamagedError; return errors.As(err, &e) }
 
 func flipBit(t *testing.T, file string) {
 	t.Helper()

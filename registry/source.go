@@ -200,7 +200,8 @@ func (r *Registry) notFound(name string) error {
 func distance(a, b string) int { return smetrics.WagnerFischer(a, b, 1, 1, 1) }
 
 // Extract writes the files of a source into dir, which must exist. After an
-// error, what is in dir is not to be used.
+// error, what is in dir is not to be used: a *CorruptError for a damaged archive, a
+// *DamagedError for one that holds other files than the database says.
 func (r *Registry) Extract(src Source, dir string) error {
 	blob, err := r.Blob(src.Digest)
 	if err != nil {
@@ -212,14 +213,25 @@ func (r *Registry) Extract(src Source, dir string) error {
 		return fmt.Errorf("extract %s@%s: %w", src.Name, src.Version, err)
 	}
 	defer root.Close()
-	err = unpack(blob, root, src.Added)
+	files, err := unpack(blob, root, src.Added)
 	// Only the end of the blob tells whether it is whole; damage explains more
 	// than what the archive's reader made of it.
 	if _, end := io.Copy(io.Discard, blob); end != nil {
 		err = end
 	}
+	if err == nil {
+		err = src.agrees(files)
+	}
 	if err != nil {
 		return fmt.Errorf("extract %s@%s: %w", src.Name, src.Version, err)
+	}
+	return nil
+}
+
+// agrees makes sure that a row tells of an archive's files and manifest.
+func (s Source) agrees(files []File) error {
+	if !slices.Equal(files, s.Files) || checkManifest(files, s.Manifest) != nil {
+		return &DamagedError{dbFile, fmt.Errorf("files or manifest of %s@%s are not those of archive %s", s.Name, s.Version, s.Digest)}
 	}
 	return nil
 }

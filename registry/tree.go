@@ -166,39 +166,50 @@ func archiveLink(root *os.Root, p string, tw *tar.Writer) (File, error) {
 	return File{Path: p, Mode: 0o777, Link: target}, nil
 }
 
-// unpack writes an archive's files below root. Every file gets the same mtime:
-// make must not find one of them older than another.
-func unpack(src io.Reader, root *os.Root, mtime time.Time) error {
-	for tr := tar.NewReader(src); ; {
-		h, err := tr.Next()
-		if err == io.EOF {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		if h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeSymlink || h.PAXRecords["GNU.sparse.major"] != "" {
-			return fmt.Errorf("%s is of a kind that sources do not have", h.Name)
-		}
+// unpack writes an archive's files below root and returns them as AddSource listed
+// them. Every file gets the same mtime: make must not find one of them older than another.
+func unpack(src io.Reader, root *os.Root, mtime time.Time) ([]File, error) {
+	return eachFile(src, func(h *tar.Header, body io.Reader) error {
 		if err := root.MkdirAll(path.Dir(h.Name), 0o755); err != nil {
 			return err
 		}
 		if h.Typeflag == tar.TypeSymlink {
-			if err := root.Symlink(h.Linkname, h.Name); err != nil {
-				return err
-			}
-			continue
+			return root.Symlink(h.Linkname, h.Name)
 		}
 		mode := fs.FileMode(h.Mode).Perm()
 		f, err := root.OpenFile(h.Name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(f, tr)
+		_, err = io.Copy(f, body)
 		if err := errors.Join(err, f.Chmod(mode), f.Close()); err != nil {
 			return fmt.Errorf("write %s: %w", h.Name, err)
 		}
-		if err := root.Chtimes(h.Name, mtime, mtime); err != nil {
-			return err
+		return root.Chtimes(h.Name, mtime, mtime)
+	})
+}
+
+// eachFile reads an archive and returns its files as AddSource listed them. do reads
+// the body of each to its end.
+func eachFile(src io.Reader, do func(h *tar.Header, body io.Reader) error) (files []File, err error) {
+	for tr := tar.NewReader(src); ; {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return files, nil
+		} else if err != nil {
+			return nil, err
 		}
+		if h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeSymlink || h.PAXRecords["GNU.sparse.major"] != "" {
+			return nil, fmt.Errorf("%s is of a kind that sources do not have", h.Name)
+		}
+		sum := sha256.New()
+		if err := do(h, io.TeeReader(tr, sum)); err != nil {
+			return nil, err
+		}
+		f := File{Path: h.Name, Mode: uint32(h.Mode), Size: h.Size, Link: h.Linkname}
+		if h.Typeflag == tar.TypeReg {
+			f.SHA256 = hexSum(sum)
+		}
+		files = append(files, f)
 	}
 }
