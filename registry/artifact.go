@@ -158,6 +158,11 @@ func (r *Registry) Artifact(pkg, version, release string) (Artifact, bool, error
 	return r.newest(`package = ? AND version = ? AND release = ?`, pkg, version, release)
 }
 
+// ArtifactByDigest returns the artifact with that record.
+func (r *Registry) ArtifactByDigest(digest string) (Artifact, bool, error) {
+	return r.newest(`digest = ?`, digest)
+}
+
 func (r *Registry) newest(where string, args ...any) (Artifact, bool, error) {
 	as, err := collect(r.db, scanArtifact, `SELECT digest, record FROM artifact WHERE `+where+` ORDER BY id DESC LIMIT 1`, args...)
 	if err != nil {

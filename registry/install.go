@@ -105,12 +105,12 @@ func (r *Registry) install(ctx context.Context, in intent, as []Artifact) (Resul
 	now := time.Now().UTC()
 	for _, a := range as {
 		if slices.Contains(in.Packages, a.Package) {
-			return Result{}, fmt.Errorf("install for %s: package %s was given twice", release, a.Package)
+			return Result{}, fmt.Errorf("%s for %s: package %s was given twice", in.Op, release, a.Package)
 		}
 		in.Packages = append(in.Packages, a.Package)
 		a, err := r.checkArtifact(a, release)
 		if err != nil {
-			return Result{}, fmt.Errorf("install for %s: %w", release, err)
+			return Result{}, fmt.Errorf("%s for %s: %w", in.Op, release, err)
 		}
 		for _, m := range a.Modules {
 			in.Target = append(in.Target, Install{
@@ -121,7 +121,7 @@ func (r *Registry) install(ctx context.Context, in intent, as []Artifact) (Resul
 	}
 	res, err := r.change(ctx, in)
 	if err != nil {
-		return Result{}, fmt.Errorf("install for %s: %w", release, err)
+		return Result{}, fmt.Errorf("%s for %s: %w", in.Op, release, err)
 	}
 	return res, nil
 }

@@ -60,19 +60,16 @@ func (r *Registry) SetPin(p Pin) error {
 	return nil
 }
 
-// Unpin removes a package's pins, or the one for a release, and returns how many there were.
-func (r *Registry) Unpin(pkg, release string) (n int64, err error) {
-	err = r.write(func(tx *sql.Tx) error {
-		res, err := tx.Exec(`DELETE FROM pin WHERE package = ?1 AND (?2 = '' OR release = ?2)`, pkg, release)
-		if err == nil {
-			n, err = res.RowsAffected()
-		}
+// Unpin removes a package's pin for a release, whatever its version.
+func (r *Registry) Unpin(p Pin) error {
+	err := r.write(func(tx *sql.Tx) error {
+		_, err := tx.Exec(`DELETE FROM pin WHERE package = ? AND release = ?`, p.Package, p.Release)
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("unpin %s: %w", pkg, err)
+		return fmt.Errorf("unpin %s: %w", p.Package, err)
 	}
-	return n, nil
+	return nil
 }
 
 func putPin(tx *sql.Tx, p Pin) error {

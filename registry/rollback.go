@@ -42,7 +42,7 @@ func (r *Registry) previous(ctx context.Context, pkg, release string) (p Previou
 		return p, err
 	}
 	for _, digest := range before(past[place{pkg, release}], p.From.Artifact) {
-		a, known, err := r.newest(`digest = ?`, digest)
+		a, known, err := r.ArtifactByDigest(digest)
 		if err != nil {
 			return p, err
 		}

@@ -20,9 +20,10 @@ func cmdBuild(e *env) *cli.Command {
 		Name:      "build",
 		Usage:     "build and install modules for every kernel that has headers",
 		ArgsUsage: "[DIR|NAME|NAME@VERSION ...]",
-		Description: examples("Without arguments: the newest version of everything that is registered, for every kernel\n"+
-			"that has headers and lacks a current artifact; the job after a kernel upgrade. A folder\n"+
-			"(an argument with a slash, or \".\") is added to the registry first. Nothing that is live is\n"+
+		Description: examples("Without arguments: the newest (or pinned) version of everything that is registered, for every\n"+
+			"kernel that has headers and lacks a current artifact; the job after a kernel upgrade. A folder\n"+
+			"(an argument with a slash, or \".\") is added to the registry first. Where a pin says another\n"+
+			"version than a folder or NAME@VERSION, that is built and not installed. Nothing that is live is\n"+
 			"touched. Without root the artifacts stay in a registry of your own, ~/.local/state/kmodctl.",
 			"kmodctl build ./hello", "kmodctl build", "kmodctl build hello -k 6.1.0-56-amd64 --no-install", "kmodctl build --dry-run"),
 		Flags: []cli.Flag{
@@ -58,23 +59,27 @@ func (e *env) build(ctx context.Context, args, releases []string, install bool) 
 		return err
 	}
 	defer e.close(reg)
-	j := &job{env: e, reg: reg, failed: map[target]error{}}
+	j := &job{env: e, reg: reg, failed: map[target]error{}, named: map[string]bool{}}
 	sources, err := j.sources(ctx, args)
 	if err != nil {
 		return err
 	}
-	steps, err := j.plan(sources, kernels)
+	choices, err := j.choose(sources, kernels)
+	if err != nil {
+		return err
+	}
+	steps, err := j.plan(choices)
 	if err != nil {
 		return err
 	}
 	for _, line := range e.tellLacking(lacking, steps) {
 		e.changed("%s", line) // with -q too: after a reboot into it the driver is missing
 	}
-	if err := j.buildAll(ctx, sources, steps); err != nil {
+	if err := j.buildAll(ctx, choices, steps); err != nil {
 		return err
 	}
 	if install {
-		if err := j.installAll(ctx, sources, kernels, false); err != nil {
+		if err := j.installAll(ctx, choices, kernels, false); err != nil {
 			return err
 		}
 	}
@@ -131,6 +136,7 @@ func (j *job) sources(ctx context.Context, args []string) ([]registry.Source, er
 			if err := put(src); err != nil {
 				return nil, err
 			}
+			j.named[src.Name] = strings.Contains(arg, "@")
 		}
 	}
 	for _, arg := range args {
@@ -142,6 +148,7 @@ func (j *job) sources(ctx context.Context, args []string) ([]registry.Source, er
 			if err := put(src); err != nil {
 				return nil, err // two folders of one name: both are added, as add would
 			}
+			j.named[src.Name] = true
 		}
 	}
 	return out, nil
@@ -155,6 +162,9 @@ func (j *job) summary(steps []build.Step, named bool) {
 		tally[s.Action]++
 		if s.Action == build.ActionSkip && (named || j.verbose) {
 			j.say("skipped %s %s for %s: %s", s.Package, s.Version, s.Release, s.Reason)
+		}
+		if s.Reason == pinnedBuild && (named || j.verbose) {
+			j.say("%s %s for %s is %s: kmodctl unpin %s", s.Package, s.Version, s.Release, pinnedBuild, s.Package)
 		}
 	}
 	switch {

@@ -76,6 +76,7 @@ func exitCode(err error) int {
 		program  *exec.Error
 		busy     *registry.BusyError
 		newer    newerOriginal
+		pinned   otherPin
 	)
 	switch {
 	case err == nil:
@@ -96,7 +97,7 @@ func exitCode(err error) int {
 		return exitBuild
 	case errors.As(err, &guest):
 		return guest.code
-	case errors.As(err, &refused), errors.As(err, &inUse), errors.As(err, &newer), errors.Is(err, loader.ErrNoModules),
+	case errors.As(err, &refused), errors.As(err, &inUse), errors.As(err, &newer), errors.As(err, &pinned), errors.Is(err, loader.ErrNoModules),
 		errors.Is(err, loader.ErrNoCapability), errors.Is(err, loader.ErrModulesDisabled), errors.Is(err, loader.ErrPermanent),
 		errors.Is(err, loader.ErrBuiltin):
 		return exitRefused

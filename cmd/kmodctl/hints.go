@@ -74,6 +74,8 @@ func hints(err error) []string {
 		damaged  *registry.CorruptError
 		owned    *registry.OwnedError
 		newer    newerOriginal
+		pinned   otherPin
+		first    *registry.NoPreviousError
 		ours     ofPackage
 		broken   *registry.DamagedError
 		missing  missingHeaders
@@ -126,6 +128,10 @@ func hints(err error) []string {
 		return []string{"run it as root: sudo kmodctl ..."}
 	case errors.Is(err, loader.ErrModulesDisabled):
 		return []string{"reboot: kernel.modules_disabled cannot be taken back"}
+	case errors.As(err, &first):
+		return []string{"kmodctl history " + first.Package}
+	case errors.As(err, &pinned):
+		return []string{pinned.remedy()}
 	case errors.As(err, &newer):
 		return []string{fmt.Sprintf("kmodctl install %s@%s -k %s --force", newer.art.Package, newer.art.Version, newer.art.Release)}
 	case errors.As(err, &owned):

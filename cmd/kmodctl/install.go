@@ -18,7 +18,8 @@ func cmdInstall(e *env) *cli.Command {
 		Name:      "install",
 		Usage:     "place built modules under /lib/modules and update the module index",
 		ArgsUsage: "NAME|NAME@VERSION ...",
-		Description: examples("Into /lib/modules/RELEASE/updates/kmodctl, for every kernel that the package was built for.\n"+
+		Description: examples("Into /lib/modules/RELEASE/updates/kmodctl, for every kernel that the package was built for:\n"+
+			"the newest version, or the one that is pinned there.\n"+
 			"The distribution's own modules are not touched: one of the same name is shadowed, unless its\n"+
 			"version is higher, and found again after an uninstall. depmod runs once per kernel.",
 			"kmodctl install hello", "kmodctl install hello -k 6.1.0-56-amd64"),
@@ -46,7 +47,7 @@ func (e *env) install(ctx context.Context, args, releases []string, force bool) 
 		return err
 	}
 	defer e.close(reg)
-	j := &job{env: e, reg: reg, force: force}
+	j := &job{env: e, reg: reg, force: force, named: map[string]bool{}}
 	var sources []registry.Source
 	for _, arg := range args {
 		src, err := source(reg, arg)
@@ -56,23 +57,32 @@ func (e *env) install(ctx context.Context, args, releases []string, force bool) 
 		if slices.ContainsFunc(sources, func(s registry.Source) bool { return s.Name == src.Name }) {
 			return usagef("install %s: it is given twice", src.Name)
 		}
-		built := false
-		for _, k := range kernels {
-			_, ok, err := j.artifact(src, k.Name)
+		j.named[src.Name] = strings.Contains(arg, "@")
+		sources = append(sources, src)
+	}
+	choices, err := j.choose(sources, kernels)
+	if err != nil {
+		return err
+	}
+	built := map[string]bool{}
+	for _, c := range choices {
+		for _, k := range c.kernels {
+			_, ok, err := j.artifact(c.Source, k.Name)
 			if err != nil {
 				return err
 			}
 			if why := j.cannotInstall(k); ok && why != "" && (len(releases) > 0 || k.Modules != "") {
-				return fmt.Errorf("install %s for %s: %s", arg, k.Name, why)
+				return fmt.Errorf("install %s for %s: %s", c.Name, k.Name, why)
 			}
-			built = built || ok
+			built[c.Name] = built[c.Name] || ok
 		}
-		if !built {
-			return notBuilt{arg, releases}
-		}
-		sources = append(sources, src)
 	}
-	if err := j.installAll(ctx, sources, kernels, true); err != nil {
+	for i, src := range sources {
+		if !built[src.Name] {
+			return notBuilt{args[i], releases}
+		}
+	}
+	if err := j.installAll(ctx, choices, kernels, true); err != nil {
 		return err
 	}
 	if e.json {

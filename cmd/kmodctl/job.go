@@ -32,24 +32,87 @@ type job struct {
 
 	installs []installStep
 	newest   map[string]registry.Artifact // by package, version and release, once read
+	pins     registry.Pins                // read with them
+	named    map[string]bool              // packages of which the user named the version
 	folders  map[string]string            // folders inside the root: their host paths
 }
 
-// artifact is the newest artifact of a source for a kernel. All are read at once:
-// a command asks for most of them, and for each more than once.
+// know reads, once, what most steps of a command ask for: all newest artifacts, and
+// the pins. A pinned artifact stands for the newest of its version.
+func (j *job) know() error {
+	if j.newest != nil {
+		return nil
+	}
+	all, err := j.reg.Artifacts()
+	if err != nil {
+		return err
+	}
+	if j.pins, err = j.reg.Pins(); err != nil {
+		return err
+	}
+	for _, p := range j.pins {
+		if p.Artifact == "" {
+			continue
+		}
+		if a, ok, err := j.reg.ArtifactByDigest(p.Artifact); err != nil {
+			return err
+		} else if ok {
+			all = append(all, a)
+		}
+	}
+	j.newest = map[string]registry.Artifact{}
+	for _, a := range all {
+		j.newest[a.Package+"@"+a.Version+" "+a.Release] = a
+	}
+	return nil
+}
+
+// artifact is the pinned or the newest artifact of a source for a kernel.
 func (j *job) artifact(src registry.Source, release string) (registry.Artifact, bool, error) {
-	if j.newest == nil {
-		all, err := j.reg.Artifacts()
-		if err != nil {
-			return registry.Artifact{}, false, err
-		}
-		j.newest = map[string]registry.Artifact{}
-		for _, a := range all {
-			j.newest[a.Package+"@"+a.Version+" "+a.Release] = a
-		}
+	if err := j.know(); err != nil {
+		return registry.Artifact{}, false, err
 	}
 	a, ok := j.newest[src.Name+"@"+src.Version+" "+release]
 	return a, ok, nil
+}
+
+// choice is a source, and the kernels that a command works on it for.
+type choice struct {
+	registry.Source
+	kernels []kernel.Release
+}
+
+func (c choice) covers(release string) bool {
+	return slices.ContainsFunc(c.kernels, func(k kernel.Release) bool { return k.Name == release })
+}
+
+// choose says for which kernels it is another version of a source: the pinned one,
+// where there is a pin and the user has not named a version.
+func (j *job) choose(sources []registry.Source, kernels []kernel.Release) (out []choice, err error) {
+	if err := j.know(); err != nil {
+		return nil, err
+	}
+	for _, src := range sources {
+		first := len(out)
+		for _, k := range kernels {
+			chosen := src
+			if p, ok := j.pins.For(src.Name, k.Name); ok && p.Version != src.Version && !j.named[src.Name] {
+				var lost *registry.NotFoundError
+				if chosen, err = j.reg.Source(src.Name, p.Version); errors.As(err, &lost) {
+					chosen = registry.Source{Name: src.Name, Version: p.Version} // its artifact may be here still
+				} else if err != nil {
+					return nil, err
+				}
+			}
+			i := slices.IndexFunc(out[first:], func(c choice) bool { return c.Version == chosen.Version })
+			if i < 0 {
+				i = len(out) - first
+				out = append(out, choice{Source: chosen})
+			}
+			out[first+i].kernels = append(out[first+i].kernels, k)
+		}
+	}
+	return out, nil
 }
 
 // target is a package and the kernel release that it is for.
@@ -116,28 +179,36 @@ func (j *job) tool(path string) (string, error) {
 }
 
 // plan decides what is to be done for each source and kernel.
-func (j *job) plan(sources []registry.Source, kernels []kernel.Release) ([]build.Step, error) {
+func (j *job) plan(choices []choice) ([]build.Step, error) {
 	var steps []build.Step
-	for _, src := range sources {
-		m, err := build.ParseManifest(src.Name+"@"+src.Version+"/"+build.ManifestFile, []byte(src.Manifest))
-		for _, k := range kernels {
-			if err != nil { // a newer kmodctl may have added it
-				steps = append(steps, build.Step{Package: src.Name, Version: src.Version, Release: k.Name, Action: build.ActionFail, Reason: err.Error(), Err: err})
-				continue
-			}
-			var built []build.Input
-			art, ok, err := j.artifact(src, k.Name)
+	for _, c := range choices {
+		m, unfit := build.ParseManifest(c.Name+"@"+c.Version+"/"+build.ManifestFile, []byte(c.Manifest))
+		if c.Digest == "" {
+			unfit = &registry.NotFoundError{Name: c.Name, Version: c.Version}
+		}
+		for _, k := range c.kernels {
+			art, ok, err := j.artifact(c.Source, k.Name)
 			if err != nil {
 				return nil, err
 			}
-			if ok {
-				built = buildInputs(art.Inputs)
+			step := build.Step{Package: c.Name, Version: c.Version, Release: k.Name}
+			p, _ := j.pins.For(c.Name, k.Name)
+			switch {
+			case ok && p.Artifact == art.Digest:
+				step.Action, step.Reason, step.InputHash = build.ActionCurrent, pinnedBuild, art.InputHash
+			case unfit != nil: // a newer kmodctl may have added it
+				step.Action, step.Reason, step.Err = build.ActionFail, unfit.Error(), unfit
+			default:
+				step = build.Decide(m, c.Digest, k, buildInputs(art.Inputs), j.tool)
 			}
-			steps = append(steps, build.Decide(m, src.Digest, k, built, j.tool))
+			steps = append(steps, step)
 		}
 	}
 	return steps, nil
 }
+
+// pinnedBuild is the reason of a step that a pin of one artifact makes needless.
+const pinnedBuild = "pinned to this build"
 
 func buildInputs(in []registry.Input) (out []build.Input) {
 	for _, i := range in {
@@ -148,10 +219,10 @@ func buildInputs(in []registry.Input) (out []build.Input) {
 
 // buildAll runs the steps that have to be built, one after the other, and goes on
 // when one fails.
-func (j *job) buildAll(ctx context.Context, sources []registry.Source, steps []build.Step) error {
+func (j *job) buildAll(ctx context.Context, choices []choice, steps []build.Step) error {
 	byName := map[string]registry.Source{}
-	for _, s := range sources {
-		byName[s.Name+"@"+s.Version] = s
+	for _, c := range choices {
+		byName[c.Name+"@"+c.Version] = c.Source
 	}
 	var todo []build.Step
 	j.willBe = map[target]bool{}
@@ -298,10 +369,10 @@ func take(source string, b build.Built, work string) (m registry.Module, file st
 	}, file, nil
 }
 
-// installAll installs the newest artifact of each source for each kernel: one
+// installAll installs the artifact of each source for each of its kernels: one
 // module index update per kernel, and none where all is in place. thorough reads
 // what is installed instead of looking at sizes and times.
-func (j *job) installAll(ctx context.Context, sources []registry.Source, kernels []kernel.Release, thorough bool) error {
+func (j *job) installAll(ctx context.Context, choices []choice, kernels []kernel.Release, thorough bool) error {
 	installs, err := j.reg.Installs()
 	if err != nil {
 		return err
@@ -318,23 +389,24 @@ func (j *job) installAll(ctx context.Context, sources []registry.Source, kernels
 	}
 	for _, k := range kernels {
 		var due []registry.Artifact
-		for _, src := range sources {
-			to := target{src.Name, k.Name}
-			art, ok, err := j.artifact(src, k.Name)
+		for _, c := range choices {
+			if !c.covers(k.Name) {
+				continue
+			}
+			to := target{c.Name, k.Name}
+			art, ok, err := j.artifact(c.Source, k.Name)
 			if err != nil {
 				return err
 			}
 			if j.willBe[to] {
-				art, ok = registry.Artifact{Package: src.Name, Version: src.Version, Release: k.Name}, true
+				art, ok = registry.Artifact{Package: c.Name, Version: c.Version, Release: k.Name}, true
 			}
 			if ok && j.failed[to] == nil && (damaged[to] || j.willBe[to] || !j.inPlace(art, installs)) {
 				due = append(due, art)
 			}
 		}
-		if !j.force {
-			if due, err = j.olderLeftOut(k, due, installs, thorough); err != nil {
-				return err
-			}
+		if due, err = j.withholdSome(k, due, installs, thorough); err != nil {
+			return err
 		}
 		if err := j.installFor(ctx, k, due); err != nil {
 			return err
@@ -343,32 +415,66 @@ func (j *job) installAll(ctx context.Context, sources []registry.Source, kernels
 	return nil
 }
 
-// olderLeftOut leaves out the packages whose place on a kernel is held by a newer module
-// that is not ours, unless they are installed there already: they are kept in the
-// registry, or have failed where the install was asked for.
-func (j *job) olderLeftOut(k kernel.Release, due []registry.Artifact, installs []registry.Install, asked bool) (rest []registry.Artifact, err error) {
+// withheld is why an artifact that could be installed must not be.
+type withheld interface {
+	error
+	what() string
+}
+
+// withholdSome leaves out what a pin holds back, and the packages whose place on a
+// kernel is held by a newer module that is not ours, unless they are installed there
+// already: they are kept in the registry, or have failed where the install was asked for.
+func (j *job) withholdSome(k kernel.Release, due []registry.Artifact, installs []registry.Install, asked bool) (rest []registry.Artifact, err error) {
 	for _, art := range due {
 		has := slices.Contains(releasesOf(installs, art.Package, ""), k.Name)
-		if has || j.dryRun && len(art.Modules) == 0 || j.cannotInstall(k) != "" {
-			rest = append(rest, art)
-			continue
+		err := j.otherPin(art)
+		if err == nil && !has && !j.force && !(j.dryRun && len(art.Modules) == 0) && j.cannotInstall(k) == "" {
+			err = j.newerOriginal(art)
 		}
-		err := j.newerOriginal(art)
-		var newer newerOriginal
+		var why withheld
 		switch {
 		case err == nil:
 			rest = append(rest, art)
-		case !errors.As(err, &newer):
+		case !errors.As(err, &why):
 			return nil, err
 		case asked:
 			j.tried++
 			j.fail(err)
 			j.installed(art, "failed", err.Error())
 		default:
-			j.keep([]registry.Artifact{art}, newer.what())
+			j.keep([]registry.Artifact{art}, why.what())
 		}
 	}
 	return rest, nil
+}
+
+// otherPin is an install of another artifact than a pin says.
+type otherPin struct {
+	art registry.Artifact
+	pin registry.Pin
+}
+
+func (o otherPin) Error() string {
+	return fmt.Sprintf("install %s@%s for %s: pinned to %s", o.art.Package, o.art.Version, o.art.Release, o.pin.Version)
+}
+
+func (o otherPin) what() string { return "pinned to " + o.pin.Version + ": " + o.remedy() }
+
+// remedy is the command that takes the pin away.
+func (o otherPin) remedy() string {
+	if o.pin.Release == "" {
+		return "kmodctl unpin " + o.pin.Package
+	}
+	return "kmodctl unpin " + o.pin.Package + " -k " + o.pin.Release
+}
+
+// otherPin returns an error of that type when a pin holds an artifact back.
+func (j *job) otherPin(art registry.Artifact) error {
+	pin, ok := j.pins.For(art.Package, art.Release)
+	if ok && (pin.Version != art.Version || pin.Artifact != "" && pin.Artifact != art.Digest) {
+		return otherPin{art, pin}
+	}
+	return nil
 }
 
 // newerOriginal is an install that would shadow a newer module of the same name.

@@ -162,12 +162,13 @@ func (e *env) buildForRun(ctx context.Context, reg *registry.Registry, dir strin
 	if err != nil {
 		return registry.Artifact{}, err
 	}
-	steps, err := j.plan([]registry.Source{src}, []kernel.Release{k})
+	choices := []choice{{src, []kernel.Release{k}}}
+	steps, err := j.plan(choices)
 	if err != nil {
 		return registry.Artifact{}, err
 	}
 	end := e.progress(1).step(fmt.Sprintf("build %s for %s", m.Name, k.Name))
-	err = j.buildAll(ctx, []registry.Source{src}, steps)
+	err = j.buildAll(ctx, choices, steps)
 	end()
 	if err == nil && len(j.errs) > 0 {
 		err = unlogged{j.errs[0]}

@@ -67,6 +67,7 @@ type kernelStatus struct {
 	State     string         `json:"state"`
 	Why       string         `json:"why,omitempty"`
 	Installed string         `json:"installed,omitempty"` // version in /lib/modules, when there is one
+	Pinned    string         `json:"pinned,omitempty"`    // version that a pin says, when there is one
 	Modules   []moduleStatus `json:"modules,omitempty"`
 }
 
@@ -167,7 +168,7 @@ type statusReader struct {
 func (s *statusReader) pkg(ctx context.Context, src registry.Source) (packageStatus, error) {
 	p := packageStatus{Name: src.Name, Version: src.Version, Origin: src.Origin, Kernels: []kernelStatus{}}
 	p.OriginGone, p.OriginChanged = s.origin(ctx, src)
-	steps, err := s.plan([]registry.Source{src}, s.kernels)
+	steps, err := s.plan([]choice{{src, s.kernels}})
 	if err != nil {
 		return p, err
 	}
@@ -213,6 +214,9 @@ func (s *statusReader) kernel(src registry.Source, step build.Step) (kernelStatu
 	art, built, err := s.artifact(src, step.Release)
 	if err != nil {
 		return k, err
+	}
+	if pin, ok := s.pins.For(src.Name, step.Release); ok {
+		k.Pinned = pin.Version
 	}
 	paths := map[string]string{}
 	current := built
@@ -344,6 +348,9 @@ func (e *env) printStatus(packages []packageStatus, foreign []registry.Drift, un
 				why := k.Why
 				if k.Installed != "" && k.State != stateInstalled {
 					why = strings.TrimPrefix(why+"; "+k.Installed+" is installed", "; ")
+				}
+				if k.Pinned != "" {
+					why = strings.TrimPrefix(why+"; pinned to "+k.Pinned, "; ")
 				}
 				t.row(p.Name, p.Version, k.Release, k.State, strings.Join(modules, ","), why)
 			}
