@@ -105,15 +105,18 @@ func (r *Registry) putArtifact(ctx context.Context, a Artifact, files map[string
 	if a.Digest, _, err = r.PutBlob(ctx, bytes.NewReader(text)); err != nil {
 		return a, err
 	}
-	return a, r.write(func(tx *sql.Tx) error {
-		if err := putKernel(tx, a.Release, ""); err != nil {
-			return err
-		}
-		_, err := tx.Exec(`INSERT INTO artifact (digest, package, version, release, input_hash, record)
-			VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING`,
-			a.Digest, a.Package, a.Version, a.Release, a.InputHash, string(text))
+	return a, r.write(func(tx *sql.Tx) error { return insertArtifact(tx, a, string(text), false) })
+}
+
+// insertArtifact adds the row of an artifact whose blobs are durable; record is its text.
+func insertArtifact(tx *sql.Tx, a Artifact, record string, imported bool) error {
+	if err := putKernel(tx, a.Release, ""); err != nil {
 		return err
-	})
+	}
+	_, err := tx.Exec(`INSERT INTO artifact (digest, package, version, release, input_hash, record, imported)
+		VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING`,
+		a.Digest, a.Package, a.Version, a.Release, a.InputHash, record, imported)
+	return err
 }
 
 // check makes sure that File is a plain file name from which the kernel and

@@ -152,11 +152,17 @@ func (c contextReader) Read(p []byte) (int, error) {
 	return c.src.Read(p)
 }
 
+// hexOf is the digest of a text.
+func hexOf(text []byte) string {
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
+}
+
 func hexSum(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }
 
 // checkDigest keeps anything but a digest from becoming a path.
 func checkDigest(digest string) error {
-	if _, err := hex.DecodeString(digest); err != nil || len(digest) != digestSize {
+	if _, err := hex.DecodeString(digest); err != nil || len(digest) != digestSize || digest != strings.ToLower(digest) {
 		return fmt.Errorf("open blob: %q is not a sha256 in hex", digest)
 	}
 	return nil

@@ -102,6 +102,24 @@ func (e *NoPreviousError) Error() string {
 	return "nothing was installed before " + e.Version
 }
 
+// ArchiveError says that an archive is not one that Export writes, or not whole.
+type ArchiveError struct {
+	Entry string // name of the entry to blame, or where the archive breaks off
+	Err   error
+}
+
+func (e *ArchiveError) Error() string { return printable(e.Entry) + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *ArchiveError) Unwrap() error { return e.Err }
+
+// ExistsError says that another source has this name and version.
+type ExistsError struct{ Name, Version string }
+
+func (e *ExistsError) Error() string {
+	return fmt.Sprintf("%s@%s is registered with another source", e.Name, e.Version)
+}
+
 // SchemaError says that the database is of another kmodctl's making.
 type SchemaError struct{ Path, Schema, WrittenBy string }
 

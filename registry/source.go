@@ -2,9 +2,7 @@ package registry
 
 import (
 	"context"
-	"crypto/sha256"
 	"database/sql"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,7 +22,7 @@ type Source struct {
 	Name     string    `json:"name"`
 	Version  string    `json:"version"`
 	Digest   string    `json:"digest"` // SHA-256 in hex of the tar archive, which is a blob
-	Origin   string    `json:"origin"` // the folder it was copied from; it may be gone
+	Origin   string    `json:"origin"` // the folder it was copied from; it may be gone; "" when it was imported
 	Added    time.Time `json:"added"`
 	Manifest string    `json:"manifest"` // text of its kmod.toml
 	Files    []File    `json:"files"`    // sorted by path
@@ -90,26 +88,27 @@ func (r *Registry) addSource(ctx context.Context, dir, name, version, manifest s
 	if err := syncDir(r.tree, blobDir); err != nil {
 		return Source{}, false, err
 	}
-	files, err := json.Marshal(src.Files)
-	if err != nil {
-		return Source{}, false, err
-	}
-	err = r.write(func(tx *sql.Tx) error {
-		_, err := tx.Exec(`INSERT OR REPLACE INTO source (name, version, digest, origin, added, manifest, files) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-			name, version, src.Digest, dir, src.Added.UnixNano(), manifest, string(files))
-		return err
-	})
-	if err != nil {
+	if err := r.write(func(tx *sql.Tx) error { return insertSource(tx, src) }); err != nil {
 		return Source{}, false, err
 	}
 	return src, true, r.dropBlobs([]string{old.Digest})
 }
 
+// insertSource writes the row of a source, in place of one of the same name and version.
+func insertSource(tx *sql.Tx, src Source) error {
+	files, err := json.Marshal(src.Files)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(`INSERT OR REPLACE INTO source (name, version, digest, origin, added, manifest, files) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+		src.Name, src.Version, src.Digest, src.Origin, src.Added.UnixNano(), src.Manifest, string(files))
+	return err
+}
+
 // checkManifest makes sure that a file at the top of the archive holds the text
 // that the caller read before; a link there may lead to it.
 func checkManifest(files []File, manifest string) error {
-	sum := sha256.Sum256([]byte(manifest))
-	want := hex.EncodeToString(sum[:])
+	want := hexOf([]byte(manifest))
 	for _, f := range files {
 		if strings.Contains(f.Path, "/") {
 			continue

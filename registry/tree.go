@@ -127,8 +127,7 @@ func archiveFile(ctx context.Context, root *os.Root, p string, tw *tar.Writer) (
 	if info.Mode()&0o100 != 0 {
 		file.Mode = 0o755
 	}
-	h := &tar.Header{Typeflag: tar.TypeReg, Name: p, Mode: int64(file.Mode), Size: file.Size, Format: tar.FormatPAX}
-	if err := tw.WriteHeader(h); err != nil {
+	if err := tw.WriteHeader(fileHeader(file)); err != nil {
 		return File{}, fmt.Errorf("archive %s: %w", p, err)
 	}
 	sum := sha256.New()
@@ -159,11 +158,11 @@ func archiveLink(root *os.Root, p string, tw *tar.Writer) (File, error) {
 	if !inside {
 		return File{}, fmt.Errorf("link %s leads out of the source: %s", p, target)
 	}
-	h := &tar.Header{Typeflag: tar.TypeSymlink, Name: p, Linkname: target, Mode: 0o777, Format: tar.FormatPAX}
-	if err := tw.WriteHeader(h); err != nil {
+	file := File{Path: p, Mode: 0o777, Link: target}
+	if err := tw.WriteHeader(fileHeader(file)); err != nil {
 		return File{}, fmt.Errorf("archive %s: %w", p, err)
 	}
-	return File{Path: p, Mode: 0o777, Link: target}, nil
+	return file, nil
 }
 
 // unpack writes an archive's files below root and returns them as AddSource listed
