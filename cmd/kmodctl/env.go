@@ -203,7 +203,7 @@ func (e *env) open(ctx context.Context, command string) (*registry.Registry, err
 	verb, _, _ := strings.Cut(command, " ")
 	if dir, err := e.registryDir(); err != nil {
 		return nil, err
-	} else if _, err := os.Stat(dir); err != nil && e.ownRegistry() && verb != "add" && verb != "build" && !e.dryRun {
+	} else if _, err := os.Stat(dir); err != nil && e.ownRegistry() && verb != "add" && verb != "build" && verb != "import" && !e.dryRun {
 		return nil, fmt.Errorf("%s: this machine's registry is root's: %w", command, fs.ErrPermission)
 	}
 	if e.dryRun {

@@ -75,6 +75,7 @@ func TestHints(t *testing.T) {
 		{fmt.Errorf("write: %w", unix.ENOSPC), "make room"},
 		{&os.PathError{Err: unix.EROFS}, "read-write"},
 		{notBuilt{name: "hello"}, "kmodctl build hello"},
+		{&registry.ExistsError{Name: "hello", Version: "1"}, "kmodctl remove hello@1"},
 		{&registry.PackageError{Package: "b", Err: &registry.OwnedError{Module: "m", Owner: "a"}}, "kmodctl uninstall a"},
 		{&build.Error{Package: "hello", Err: unix.ENOSPC}, "make room"},
 	} {

@@ -81,6 +81,7 @@ func hints(err error) []string {
 		missing  missingHeaders
 		nolog    unlogged
 		unbuilt  notBuilt
+		exists   *registry.ExistsError
 		exit     *exec.Error
 	)
 	switch {
@@ -113,6 +114,8 @@ func hints(err error) []string {
 		return []string{"make room, then run the same command again"}
 	case errors.As(err, &nolog):
 		return []string{"kmodctl run -v DIR prints the whole log of the build"}
+	case errors.As(err, &exists):
+		return []string{fmt.Sprintf("kmodctl remove %s@%s, then import it", exists.Name, exists.Version)}
 	case errors.As(err, &unbuilt):
 		return []string{"kmodctl build " + unbuilt.name}
 	case errors.As(err, &kbuild):

@@ -79,7 +79,7 @@ func (e *env) install(ctx context.Context, args, releases []string, force bool) 
 	}
 	for i, src := range sources {
 		if !built[src.Name] {
-			return notBuilt{args[i], releases}
+			return notBuilt{"install", args[i], releases}
 		}
 	}
 	if err := j.installAll(ctx, choices, kernels, true); err != nil {
@@ -96,17 +96,18 @@ func (e *env) install(ctx context.Context, args, releases []string, force bool) 
 	return j.outcome()
 }
 
-// notBuilt is an install of what has no artifact.
+// notBuilt is an install or export of what has no artifact.
 type notBuilt struct {
+	verb     string
 	name     string
 	releases []string
 }
 
 func (n notBuilt) Error() string {
 	if len(n.releases) == 0 {
-		return fmt.Sprintf("install %s: not built for any kernel", n.name)
+		return fmt.Sprintf("%s %s: not built for any kernel", n.verb, n.name)
 	}
-	return fmt.Sprintf("install %s: not built for %s", n.name, strings.Join(n.releases, ", "))
+	return fmt.Sprintf("%s %s: not built for %s", n.verb, n.name, strings.Join(n.releases, ", "))
 }
 
 func cmdUninstall(e *env) *cli.Command {

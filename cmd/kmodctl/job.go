@@ -363,10 +363,17 @@ func take(source string, b build.Built, work string) (m registry.Module, file st
 	if err != nil {
 		return m, "", err
 	}
+	m = moduleFacts(info)
+	m.File = filepath.Base(b.File)
+	return m, file, nil
+}
+
+// moduleFacts is what the registry keeps of what a .ko says of itself.
+func moduleFacts(info *ko.Info) registry.Module {
 	return registry.Module{
-		Name: info.Name, File: filepath.Base(b.File), BuildID: info.BuildID, Vermagic: info.Vermagic,
+		Name: info.Name, BuildID: info.BuildID, Vermagic: info.Vermagic,
 		SrcVersion: info.SrcVersion, Version: info.Version, Depends: info.Depends,
-	}, file, nil
+	}
 }
 
 // installAll installs the artifact of each source for each of its kernels: one

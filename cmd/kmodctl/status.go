@@ -192,6 +192,9 @@ func (s *statusReader) pkg(ctx context.Context, src registry.Source) (packageSta
 // origin compares the folder that a source was added from with what was added. A
 // folder that holds another version by now tells nothing of this one.
 func (s *statusReader) origin(ctx context.Context, src registry.Source) (gone bool, changed []string) {
+	if src.Origin == "" { // imported
+		return false, nil
+	}
 	if _, err := os.Stat(src.Origin); err != nil {
 		return errors.Is(err, fs.ErrNotExist), nil // what this user cannot see is not known
 	}
@@ -252,10 +255,10 @@ func judge(step build.Step, built, installed bool, damage, failure string) (stat
 		return stateStale, step.Reason
 	case installed:
 		return stateInstalled, ""
+	case built: // elsewhere, perhaps: that needs no headers here
+		return stateBuilt, ""
 	case step.Action == build.ActionSkip:
 		return stateSkipped, step.Reason
-	case built:
-		return stateBuilt, ""
 	}
 	return stateAdded, step.Reason
 }
