@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +23,65 @@ var anyJudge = Judge{
 	Manifest: "kmod.toml",
 	Source:   func(string, string, string) error { return nil },
 	Module:   func(Artifact, Module, string) error { return nil },
+}
+
+func init() {
+	// Imports an archive and removes what it brought, without end.
+	helpers["import"] = func(args []string) error {
+		text, err := os.ReadFile(args[1])
+		if err != nil {
+			return err
+		}
+		for {
+			r, err := OpenWriter(context.Background(), args[0], "/", WriterOptions{Command: "kmodctl import"})
+			if err != nil {
+				return err
+			}
+			_, err = r.Import(context.Background(), bytes.NewReader(text), anyJudge, false)
+			if err := errors.Join(err, r.RemoveSource("net", "1"), r.Close()); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// Wherever an import is killed, the package is here and whole, or not here at all.
+func TestImportKilled(t *testing.T) {
+	from, src, as := exporter(t)
+	text := exported(t, from, src, as)
+	file, dir := filepath.Join(t.TempDir(), "net.tar"), t.TempDir()
+	must(t, os.WriteFile(file, text, 0o644))
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	dice, here := rand.New(rand.NewPCG(seed, 0)), 0
+	for i := range 20 {
+		cmd := helper("import", dir, file)
+		must(t, cmd.Start())
+		time.Sleep(time.Duration(dice.IntN(200)) * time.Millisecond)
+		must(t, cmd.Process.Kill())
+		cmd.Wait()
+		r, err := OpenWriter(t.Context(), dir, "/", WriterOptions{Command: "kmodctl test"})
+		must(t, err)
+		all, err := r.Artifacts()
+		must(t, err)
+		if got, err := r.Source("net", "1"); err == nil {
+			here++
+			if !bytes.Equal(text, exported(t, r, got, all)) {
+				t.Errorf("kill %d: the package is not whole", i)
+			}
+		} else if len(all) > 0 {
+			t.Errorf("kill %d: artifacts without a source: %+v", i, all)
+		}
+		blobs(t, r) // and no work folder
+		must(t, r.Close())
+	}
+	t.Logf("after %d of 20 kills it was here", here)
+	r := writer(t, dir, "/")
+	importInto(t, r, text)
+	must(t, r.RemoveSource("net", "1"))
+	if names := blobs(t, r); len(names) > 0 {
+		t.Errorf("blobs left: %q", names)
+	}
 }
 
 // exporter is a registry that has net@1 with artifacts for two releases and logs.
