@@ -20,6 +20,9 @@ const (
 	schemaVersion = "2"
 )
 
+// dbSuffixes name the three files of a database, in the order in which they take their place.
+var dbSuffixes = []string{"-wal", "-shm", ""}
+
 // schema of version 2. Times are nanoseconds since 1970, digests SHA-256 in hex.
 const schema = `
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -210,6 +213,9 @@ func damage(file string, err error) error {
 func (r *Registry) writerDB(ctx context.Context, version string) (*sql.DB, error) {
 	file := filepath.Join(r.dir, dbFile)
 	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+		if err := r.checkLost(); err != nil {
+			return nil, err
+		}
 		if err := r.createDB(ctx, version); err != nil {
 			return nil, fmt.Errorf("create %s: %w", file, err)
 		}
@@ -219,12 +225,37 @@ func (r *Registry) writerDB(ctx context.Context, version string) (*sql.DB, error
 	return openMigrated(ctx, file, version)
 }
 
+// checkLost returns a *DamagedError when there are blobs: they come after the database.
+func (r *Registry) checkLost() error {
+	if r.tree == nil {
+		return nil
+	}
+	names, err := readNames(r.tree, blobDir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if checkDigest(name) == nil {
+			return &DamagedError{filepath.Join(r.dir, dbFile), errors.New("it is gone, and blobs are here")}
+		}
+	}
+	return nil
+}
+
 func (r *Registry) createDB(ctx context.Context, version string) error {
 	dir, done, err := r.NewWork("new")
 	if err != nil {
 		return err
 	}
 	defer done()
+	if err := makeDB(ctx, dir, version); err != nil {
+		return err
+	}
+	return r.placeDB(dir)
+}
+
+// makeDB makes an empty database in dir.
+func makeDB(ctx context.Context, dir, version string) error {
 	file := filepath.Join(dir, dbFile)
 	// SQLite gives -wal and -shm the mode of the database file.
 	if err := os.WriteFile(file, nil, 0o644); err != nil {
@@ -234,12 +265,14 @@ func (r *Registry) createDB(ctx context.Context, version string) error {
 		return err
 	}
 	db := connect(file, "rw")
-	_, err = db.ExecContext(ctx, "BEGIN;"+schema+`INSERT INTO meta VALUES ('schema', ?), ('kmodctl', ?); COMMIT`, schemaVersion, version)
-	if err := errors.Join(err, db.Close()); err != nil {
-		return err
-	}
-	for _, suffix := range []string{"-wal", "-shm", ""} {
-		if err := os.Rename(file+suffix, filepath.Join(r.dir, dbFile+suffix)); err != nil {
+	_, err := db.ExecContext(ctx, "BEGIN;"+schema+`INSERT INTO meta VALUES ('schema', ?), ('kmodctl', ?); COMMIT`, schemaVersion, version)
+	return errors.Join(err, db.Close())
+}
+
+// placeDB gives the three files of a database that was made in dir their place.
+func (r *Registry) placeDB(dir string) error {
+	for _, suffix := range dbSuffixes {
+		if err := os.Rename(filepath.Join(dir, dbFile+suffix), filepath.Join(r.dir, dbFile+suffix)); err != nil {
 			return err
 		}
 	}

@@ -77,7 +77,9 @@ func Open(ctx context.Context, dir string) (*Registry, error) {
 			r.db, err = r.openSnapshot(ctx)
 		}
 	case errors.Is(err, fs.ErrNotExist):
-		r.db, err = openDB(ctx, "", "memory")
+		if err = r.checkLost(); err == nil {
+			r.db, err = openDB(ctx, "", "memory")
+		}
 	}
 	if err != nil {
 		r.Close()
@@ -102,6 +104,23 @@ func OpenWriter(ctx context.Context, dir string, root kernel.Root, o WriterOptio
 }
 
 func openWriter(ctx context.Context, dir string, root kernel.Root, o WriterOptions) (*Registry, error) {
+	r, err := claim(ctx, dir, root, o)
+	if err != nil {
+		return nil, err
+	}
+	if r.db, err = r.writerDB(ctx, o.Version); err != nil {
+		r.Close()
+		return nil, err
+	}
+	if err := r.recover(); err != nil {
+		r.Close()
+		return nil, fmt.Errorf("recover: %w", err)
+	}
+	return r, nil
+}
+
+// claim takes the writer's lock and lays out all but the database.
+func claim(ctx context.Context, dir string, root kernel.Root, o WriterOptions) (*Registry, error) {
 	keepToOurselves()
 	if err := makeDir(dir); err != nil {
 		return nil, err
@@ -124,14 +143,6 @@ func openWriter(ctx context.Context, dir string, root kernel.Root, o WriterOptio
 	if err := r.layOut(); err != nil {
 		r.Close()
 		return nil, err
-	}
-	if r.db, err = r.writerDB(ctx, o.Version); err != nil {
-		r.Close()
-		return nil, err
-	}
-	if err := r.recover(); err != nil {
-		r.Close()
-		return nil, fmt.Errorf("recover: %w", err)
 	}
 	return r, nil
 }
@@ -171,6 +182,8 @@ func (r *Registry) Close() error {
 	return errors.Join(errs...)
 }
 
+const readmeFile = "README"
+
 const readme = `This folder is the registry of kmodctl (kernel modules built out of tree).
 
 registry.db          SQLite: sources, artifacts, installs, history. Its -wal and
@@ -199,13 +212,13 @@ func (r *Registry) layOut() error {
 			return err
 		}
 	}
-	if _, err := r.tree.Lstat("README"); !errors.Is(err, fs.ErrNotExist) {
-		return err
+	text, err := r.tree.ReadFile(readmeFile)
+	if err == nil && string(text) == readme {
+		return nil
+	} else if err == nil {
+		r.note("wrote %s anew", readmeFile)
 	}
-	if err := r.tree.WriteFile("README", []byte(readme), 0o644); err != nil {
-		return err
-	}
-	return r.tree.Chmod("README", 0o644)
+	return errors.Join(r.tree.WriteFile(readmeFile, []byte(readme), 0o644), r.tree.Chmod(readmeFile, 0o644))
 }
 
 // makeDir creates dir and its parents, each readable by everyone when new.

@@ -43,7 +43,7 @@ func (r *Registry) openSnapshot(ctx context.Context) (*sql.DB, error) {
 	to := filepath.Join(r.snapshot, dbFile)
 	for range 100 { // a writer that has come meanwhile may change what is copied
 		before := r.stamp()
-		if err := r.copyDB(to); err != nil {
+		if err := r.copyDB(dbFile, to); err != nil {
 			return nil, err
 		}
 		if r.stamp() == before {
@@ -53,10 +53,10 @@ func (r *Registry) openSnapshot(ctx context.Context) (*sql.DB, error) {
 	return nil, fmt.Errorf("copy %s: it changes all the time", filepath.Join(r.dir, dbFile))
 }
 
-// copyDB copies the database and its log; -shm is what SQLite makes of them.
-func (r *Registry) copyDB(to string) error {
+// copyDB copies a database of the registry's folder and its log; -shm is what SQLite makes of them.
+func (r *Registry) copyDB(from, to string) error {
 	for _, suffix := range []string{"", "-wal"} {
-		text, err := r.tree.ReadFile(dbFile + suffix)
+		text, err := r.tree.ReadFile(from + suffix)
 		if err != nil && !(suffix != "" && errors.Is(err, fs.ErrNotExist)) {
 			return err
 		}
