@@ -253,11 +253,6 @@ func (r *Registry) sweepModules(release string) error {
 	return nil
 }
 
-// Known returns an artifact by the digest of its record.
-func (r *Registry) Known(digest string) (Artifact, bool, error) {
-	return r.newest(`digest = ?`, digest)
-}
-
 // ForgetArtifact drops an artifact that is lost, and its blobs. What is installed cannot be
 // forgotten.
 func (r *Registry) ForgetArtifact(digest string) error {
