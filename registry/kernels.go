@@ -20,7 +20,15 @@ type Kernel struct {
 
 // Kernels returns the releases that there have ever been artifacts for.
 func (r *Registry) Kernels() ([]Kernel, error) {
-	ks, err := collect(r.db, func(rows *sql.Rows, k *Kernel) error {
+	ks, err := readKernels(r.db)
+	if err != nil {
+		return nil, fmt.Errorf("read kernels: %w", err)
+	}
+	return ks, nil
+}
+
+func readKernels(q queryer) ([]Kernel, error) {
+	return collect(q, func(rows *sql.Rows, k *Kernel) error {
 		var gone int64
 		err := rows.Scan(&k.Release, &k.Stamp, &gone)
 		if gone != 0 {
@@ -28,10 +36,6 @@ func (r *Registry) Kernels() ([]Kernel, error) {
 		}
 		return err
 	}, `SELECT release, stamp, gone FROM kernel ORDER BY release`)
-	if err != nil {
-		return nil, fmt.Errorf("read kernels: %w", err)
-	}
-	return ks, nil
 }
 
 // kernelFiles are what a kernel's package or its own build leaves in its modules

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -185,12 +186,31 @@ type blobRef struct {
 
 // blobRefs returns every row's every mention of a blob; some name the blob "".
 func blobRefs(q queryer) ([]blobRef, error) {
-	return collect(q, func(rows *sql.Rows, b *blobRef) error { return rows.Scan(&b.blob, &b.artifact, &b.logFor) }, `
-		SELECT digest, '', '' FROM source UNION ALL SELECT digest, '', '' FROM install
-		UNION ALL SELECT log, '', release FROM attempt WHERE log <> ''
-		UNION ALL SELECT digest, digest, '' FROM artifact
-		UNION ALL SELECT coalesce(record ->> 'log', ''), digest, '' FROM artifact
-		UNION ALL SELECT m.value ->> 'digest', artifact.digest, '' FROM artifact, json_each(artifact.record, '$.modules') m
-		UNION ALL SELECT t.value ->> 'digest', '', '' FROM intent, json_each(intent.body, '$.target') t
+	refs, err := collect(q, func(rows *sql.Rows, b *blobRef) error { return rows.Scan(&b.blob, &b.logFor) }, `
+		SELECT digest, '' FROM source UNION ALL SELECT digest, '' FROM install
+		UNION ALL SELECT log, release FROM attempt WHERE log <> ''
+		UNION ALL SELECT t.value ->> 'digest', '' FROM intent, json_each(intent.body, '$.target') t
 			WHERE t.type = 'object'`) // the target of an uninstall is null
+	if err != nil {
+		return nil, err
+	}
+	as, err := collect(q, func(rows *sql.Rows, a *Artifact) error {
+		var text []byte
+		if err := rows.Scan(&a.Digest, &text); err != nil {
+			return err
+		}
+		var named struct { // the rest is long
+			Log     string
+			Modules []Module
+		}
+		err := json.Unmarshal(text, &named)
+		a.Log, a.Modules = named.Log, named.Modules
+		return err
+	}, `SELECT digest, record FROM artifact`)
+	for _, a := range as {
+		for _, blob := range a.blobs() {
+			refs = append(refs, blobRef{blob: blob, artifact: a.Digest})
+		}
+	}
+	return refs, err
 }

@@ -1,0 +1,310 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"time"
+)
+
+// GC is what no kernel on this machine and no pin needs.
+type GC struct {
+	Artifacts []Garbage `json:"artifacts"` // by package, version and release, older ones first
+	Blobs     []Litter  `json:"blobs"`     // that go for reasons of their own
+	Held      []Garbage `json:"held"`      // of kernels long gone, yet installed there: nothing of them goes
+	Bytes     int64     `json:"bytes"`     // all that becomes free
+}
+
+// Garbage is an artifact that nothing needs, or would need.
+type Garbage struct {
+	Package string `json:"package"`
+	Version string `json:"version"`
+	Release string `json:"release"`
+	Digest  string `json:"digest"` // of its record
+	Bytes   int64  `json:"bytes"`  // of its blobs that no other artifact which stays has; each counts once
+	Why     string `json:"why"`
+}
+
+// Litter is a blob that no row names, or the log of builds for kernels long gone.
+type Litter struct {
+	Digest string `json:"digest"`
+	Bytes  int64  `json:"bytes"`
+	Why    string `json:"why"`
+}
+
+// PlanGC finds what can go and changes nothing. What stays: all that is installed anywhere, or that an
+// unfinished command would install; what a rollback would take; what a pin holds;
+// what was imported; for every kernel that is here, the newest artifact of each
+// version that is registered; and everything for a kernel that is gone, for as long as
+// grace, counted from when a writer first found it gone. A pin for every kernel holds nothing for
+// those gone longer. Sources always stay.
+func (r *Registry) PlanGC(now time.Time, grace time.Duration) (GC, error) {
+	if r.tree == nil { // there is no registry
+		return GC{}, nil
+	}
+	plan, err := r.planGC(r.db, now, grace)
+	if err != nil {
+		return GC{}, fmt.Errorf("plan garbage collection: %w", err)
+	}
+	return plan, nil
+}
+
+func (r *Registry) planGC(q queryer, now time.Time, grace time.Duration) (GC, error) {
+	var plan GC
+	sizes, err := r.blobSizes()
+	if err != nil {
+		return plan, err
+	}
+	refs, err := blobRefs(q)
+	if err != nil {
+		return plan, err
+	}
+	k, err := readKeeper(q, now, grace, wholeBy(refs, sizes))
+	if err != nil {
+		return plan, err
+	}
+	drop := map[string]*Garbage{}
+	for _, a := range k.artifacts {
+		g := Garbage{Package: a.pkg, Version: a.version, Release: a.release, Digest: a.digest}
+		if g.Why = k.why(a); g.Why != "" {
+			plan.Artifacts = append(plan.Artifacts, g)
+		} else if k.longGone[a.release] && k.installed[a.digest] {
+			g.Why = "installed, though the kernel is gone"
+			plan.Held = append(plan.Held, g)
+		}
+	}
+	for i := range plan.Artifacts {
+		drop[plan.Artifacts[i].Digest] = &plan.Artifacts[i]
+	}
+	plan.weigh(refs, sizes, drop, k.longGone)
+	return plan, nil
+}
+
+// weigh says what each artifact that goes takes along, and finds the other blobs that go.
+func (plan *GC) weigh(refs []blobRef, sizes map[string]int64, drop map[string]*Garbage, longGone map[string]bool) {
+	stays, why := map[string]bool{}, map[string]string{}
+	for _, ref := range refs {
+		switch {
+		case drop[ref.artifact] != nil:
+		case longGone[ref.logFor]:
+			why[ref.blob] = "log of a build for a kernel that is gone"
+		default:
+			stays[ref.blob] = true
+		}
+	}
+	for _, ref := range refs {
+		if g := drop[ref.artifact]; g != nil && !stays[ref.blob] {
+			g.Bytes += sizes[ref.blob]
+			plan.Bytes += sizes[ref.blob]
+			stays[ref.blob] = true // it counts once
+		}
+	}
+	for _, blob := range slices.Sorted(maps.Keys(sizes)) {
+		if !stays[blob] {
+			plan.Blobs = append(plan.Blobs, Litter{blob, sizes[blob], cmp.Or(why[blob], "nothing names it")})
+			plan.Bytes += sizes[blob]
+		}
+	}
+}
+
+// blobSizes are the sizes in bytes of all blobs.
+func (r *Registry) blobSizes() (map[string]int64, error) {
+	dir, err := r.tree.OpenRoot(blobDir) // one path to walk for each of very many
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := readNames(dir, ".")
+	if err != nil {
+		return nil, err
+	}
+	sizes := make(map[string]int64, len(names))
+	for _, name := range names {
+		if checkDigest(name) != nil {
+			continue
+		}
+		info, err := dir.Lstat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		sizes[name] = info.Size()
+	}
+	return sizes, nil
+}
+
+// wholeBy returns a test of whether all blobs of an artifact are there.
+func wholeBy(refs []blobRef, sizes map[string]int64) func(artifact string) bool {
+	broken := map[string]bool{}
+	for _, ref := range refs {
+		if _, ok := sizes[ref.blob]; !ok && ref.artifact != "" && ref.blob != "" {
+			broken[ref.artifact] = true
+		}
+	}
+	return func(artifact string) bool { return !broken[artifact] }
+}
+
+// keptRow is what a keeper looks at of an artifact.
+type keptRow struct {
+	digest, pkg, version, release string
+	imported                      bool
+}
+
+// keeper knows why artifacts stay.
+type keeper struct {
+	artifacts  []keptRow // by package, version and release, the newest last
+	newest     map[keptRow]string
+	registered map[[2]string]bool // name and version
+	installed  map[string]bool    // or about to be, or given back
+	fallback   map[string]bool    // what a rollback takes
+	pins       Pins
+	gone       map[string]bool // releases
+	longGone   map[string]bool // those, for longer than the grace
+}
+
+func readKeeper(q queryer, now time.Time, grace time.Duration, whole func(string) bool) (*keeper, error) {
+	k := &keeper{
+		newest: map[keptRow]string{}, registered: map[[2]string]bool{}, installed: map[string]bool{},
+		fallback: map[string]bool{}, gone: map[string]bool{}, longGone: map[string]bool{},
+	}
+	var err error
+	if k.artifacts, err = collect(q, func(rows *sql.Rows, a *keptRow) error {
+		return rows.Scan(&a.digest, &a.pkg, &a.version, &a.release, &a.imported)
+	}, `SELECT digest, package, version, release, imported FROM artifact ORDER BY package, version, release, id`); err != nil {
+		return nil, err
+	}
+	for _, a := range k.artifacts {
+		k.newest[a.target()] = a.digest
+	}
+	versions, err := collect(q, func(rows *sql.Rows, v *[2]string) error { return rows.Scan(&v[0], &v[1]) }, `SELECT name, version FROM source`)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range versions {
+		k.registered[v] = true
+	}
+	if k.pins, err = readPins(q); err != nil {
+		return nil, err
+	}
+	if err := k.readInstalls(q, whole); err != nil {
+		return nil, err
+	}
+	kernels, err := readKernels(q)
+	for _, g := range kernels {
+		k.gone[g.Release] = !g.Gone.IsZero()
+		// A clock that was set back since makes it longer.
+		k.longGone[g.Release] = k.gone[g.Release] && now.Sub(g.Gone) >= grace
+	}
+	return k, err
+}
+
+// target is an artifact's package, version and release alone.
+func (a keptRow) target() keptRow {
+	return keptRow{pkg: a.pkg, version: a.version, release: a.release}
+}
+
+// readInstalls reads what is installed and what would be put back in its place.
+func (k *keeper) readInstalls(q queryer, whole func(string) bool) error {
+	rows, err := installRows(q, "")
+	if err != nil {
+		return err
+	}
+	ins, err := readIntents(q, "")
+	if err != nil {
+		return err
+	}
+	past, err := readPast(q, `1`)
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, a := range k.artifacts {
+		known[a.digest] = true
+	}
+	for _, in := range ins {
+		rows = slices.Concat(rows, in.Before, in.Target)
+	}
+	for _, i := range rows {
+		if k.installed[i.Artifact] {
+			continue
+		}
+		k.installed[i.Artifact] = true
+		older := before(past[place{i.Package, i.Release}], i.Artifact)
+		if n := slices.IndexFunc(older, func(d string) bool { return known[d] && whole(d) }); n >= 0 {
+			k.fallback[older[n]] = true
+		}
+	}
+	return nil
+}
+
+// why says why an artifact can go; "" when it stays.
+func (k *keeper) why(a keptRow) string {
+	newest := k.newest[a.target()] == a.digest
+	pin, pinned := k.pins.For(a.pkg, a.release)
+	pinned = pinned && pin.Version == a.version && (pin.Release != "" || !k.longGone[a.release])
+	switch {
+	case a.imported, k.installed[a.digest], k.fallback[a.digest],
+		pinned && (pin.Artifact == a.digest || pin.Artifact == "" && newest):
+		return ""
+	case k.longGone[a.release]:
+		return "the kernel is gone"
+	case k.gone[a.release]:
+		return ""
+	case !newest:
+		return "superseded"
+	case !k.registered[[2]string{a.pkg, a.version}]:
+		return "the version is not registered any more"
+	}
+	return ""
+}
+
+// CollectGarbage removes what PlanGC finds: the rows first, in one transaction, then
+// the blobs. When it is cut off in between, the next one removes the rest. It returns
+// what it removed. Nobody else may store meanwhile.
+func (r *Registry) CollectGarbage(ctx context.Context, now time.Time, grace time.Duration) (GC, error) {
+	var plan GC
+	err := r.write(func(tx *sql.Tx) (err error) {
+		if plan, err = r.planGC(tx, now, grace); err != nil || ctx.Err() != nil {
+			return cmp.Or(err, context.Cause(ctx))
+		}
+		return dropRows(tx, plan, now.Add(-grace))
+	})
+	if err == nil {
+		err = r.dropUnnamed()
+	}
+	if err != nil {
+		return GC{}, fmt.Errorf("collect garbage: %w", err)
+	}
+	return plan, nil
+}
+
+// dropRows deletes the rows of a plan's artifacts, and has the history of kernels that
+// are gone since before then name no log that no artifact has.
+func dropRows(tx *sql.Tx, plan GC, then time.Time) error {
+	for _, a := range plan.Artifacts {
+		if _, err := tx.Exec(`DELETE FROM artifact WHERE digest = ?`, a.Digest); err != nil {
+			return err
+		}
+	}
+	_, err := tx.Exec(`UPDATE attempt SET log = '' WHERE log <> ''
+		AND release IN (SELECT release FROM kernel WHERE gone <> 0 AND gone <= ?)
+		AND log NOT IN (SELECT record ->> 'log' FROM artifact WHERE record ->> 'log' IS NOT NULL)`, then.UnixNano())
+	return err
+}
+
+// dropUnnamed deletes every blob that no row names.
+func (r *Registry) dropUnnamed() error {
+	sizes, err := r.blobSizes()
+	if err != nil {
+		return err
+	}
+	return r.dropBlobs(slices.Collect(maps.Keys(sizes)))
+}
