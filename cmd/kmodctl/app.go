@@ -61,7 +61,7 @@ func newApp(e *env) *cli.App {
 		Action: func(c *cli.Context) error { return cli.ShowAppHelp(c) },
 		Commands: []*cli.Command{
 			cmdNew(e), cmdAdd(e), cmdRemove(e), cmdBuild(e), cmdInstall(e), cmdUninstall(e),
-			cmdRollback(e), cmdPin(e), cmdUnpin(e), cmdExport(e), cmdImport(e),
+			cmdHistory(e), cmdRollback(e), cmdPin(e), cmdUnpin(e), cmdGC(e), cmdExport(e), cmdImport(e),
 			cmdLoad(e), cmdUnload(e), cmdList(e), cmdInfo(e), cmdStatus(e), cmdKernels(e),
 			cmdLog(e), cmdRun(e), cmdVersion(e), cmdCompletion(e), cmdGuest(e),
 		},

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -119,6 +121,53 @@ func TestRollback(t *testing.T) {
 	if out := km(0, "pin").out; strings.Contains(out, "every kernel") {
 		t.Errorf("kernels that did not go back together pinned all:\n%s", out)
 	}
+}
+
+// TestHistoryAndGC: what was tried is told, and what nothing needs goes.
+func TestHistoryAndGC(t *testing.T) {
+	rels := releases(t)[:1]
+	root := newRoot(t, rels...)
+	dir, _ := examplePaths(t)
+	hello := filepath.Join(dir, "hello")
+	run := func(args ...string) result { t.Helper(); return must(t, append([]string{"--root", root}, args...)...) }
+	for range 3 {
+		run("build", hello, "-k", rels[0])
+		changeByte(t, filepath.Join(hello, "hello.c"))
+	}
+	write(t, hello, "hello.c", "no C at all\n")
+	if r := kmodctl(t, "--root", root, "build", hello, "-k", rels[0]); r.code != exitBuild {
+		t.Errorf("exit %d: %s", r.code, r.stderr)
+	}
+	r := run("history", "hello", "--json")
+	checkDocumented(t, r.out)
+	var doc struct{ Attempts []historyEntry }
+	if err := json.Unmarshal([]byte(r.out), &doc); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, h := range doc.Attempts {
+		got = append(got, strings.TrimSpace(h.Op+" "+h.Outcome+" "+strings.Join(h.Changed, ",")))
+	}
+	want := []string{"build failed source", "install ok", "build ok source", "install ok", "build ok source", "install ok", "build ok"}
+	if !slices.Equal(got, want) {
+		t.Errorf("history: %q, want %q", got, want)
+	}
+	says(t, run("history", "hello").out, "failed", "hello.c:1", rels[0])
+	says(t, run("history", "hello", "-v").out, "source", doc.Attempts[0].Log)
+
+	// The first of three builds is superseded, the second is what a rollback takes.
+	r = run("gc", "--dry-run", "--json")
+	checkDocumented(t, r.out)
+	says(t, r.out, doc.Attempts[6].Artifact)
+	says(t, run("gc", "--dry-run").out, "remove hello 1.0.0 for "+rels[0], "KiB: superseded", "remove in all: ")
+	if r := run("gc"); strings.Count(r.stderr, "\n") != 2 || r.out != "" {
+		t.Errorf("gc says:\n%s%s", r.out, r.stderr)
+	}
+	says(t, run("gc").stderr, "nothing to do")
+	says(t, run("rollback", "hello").stderr, "rolled back hello 1.0.0 to its build of ")
+	checkInstalled(t, root, rels, map[string][]string{"hello": exampleDirs["hello"]})
+	run("remove", "hello")
+	says(t, run("history", "hello").out, "rollback")
 }
 
 // TestChoose: a kernel gets the version that is pinned for it, or for every kernel,
