@@ -63,6 +63,7 @@ func newApp(e *env) *cli.App {
 			cmdNew(e), cmdAdd(e), cmdRemove(e), cmdBuild(e), cmdInstall(e), cmdUninstall(e),
 			cmdHistory(e), cmdRollback(e), cmdPin(e), cmdUnpin(e), cmdGC(e), cmdExport(e), cmdImport(e),
 			cmdLoad(e), cmdUnload(e), cmdList(e), cmdInfo(e), cmdStatus(e), cmdKernels(e),
+			cmdVerify(e), cmdRepair(e),
 			cmdLog(e), cmdRun(e), cmdVersion(e), cmdCompletion(e), cmdGuest(e),
 		},
 	}

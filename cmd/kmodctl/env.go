@@ -182,12 +182,7 @@ func (e *env) writer(ctx context.Context, command string) (*registry.Registry, e
 	if err != nil {
 		return nil, err
 	}
-	reg, err := registry.OpenWriter(ctx, dir, e.root, registry.WriterOptions{
-		Command: "kmodctl " + command,
-		Version: version,
-		Waiting: func(holder string) { e.say("waiting for %s", holder) },
-		Timeout: e.patience,
-	})
+	reg, err := registry.OpenWriter(ctx, dir, e.root, e.writerOptions(command))
 	if err != nil {
 		return nil, err
 	}
@@ -195,6 +190,16 @@ func (e *env) writer(ctx context.Context, command string) (*registry.Registry, e
 		e.changed("recovered: %s", line)
 	}
 	return reg, nil
+}
+
+// writerOptions say who writes, and how it waits.
+func (e *env) writerOptions(command string) registry.WriterOptions {
+	return registry.WriterOptions{
+		Command: "kmodctl " + command,
+		Version: version,
+		Waiting: func(holder string) { e.say("waiting for %s", holder) },
+		Timeout: e.patience,
+	}
 }
 
 // open is writer, or reader for a dry run. A user who has no registry of his own

@@ -78,6 +78,7 @@ func hints(err error) []string {
 		first    *registry.NoPreviousError
 		ours     ofPackage
 		broken   *registry.DamagedError
+		differs  drifted
 		missing  missingHeaders
 		nolog    unlogged
 		unbuilt  notBuilt
@@ -139,6 +140,8 @@ func hints(err error) []string {
 		return []string{fmt.Sprintf("kmodctl install %s@%s -k %s --force", newer.art.Package, newer.art.Version, newer.art.Release)}
 	case errors.As(err, &owned):
 		return []string{"kmodctl uninstall " + owned.Owner}
+	case errors.As(err, &differs):
+		return []string{"kmodctl repair --dry-run (what can be mended, and how)"}
 	case errors.As(err, &damaged), errors.As(err, &broken):
 		return []string{"kmodctl repair (kmodctl verify shows all that is damaged)"}
 	case errors.Is(err, registry.ErrNoDepmod):

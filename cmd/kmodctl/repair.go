@@ -1,0 +1,280 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/urfave/cli/v2"
+
+	"kmodctl/build"
+	"kmodctl/internal/kernel"
+	"kmodctl/registry"
+)
+
+func cmdRepair(e *env) *cli.Command {
+	return &cli.Command{
+		Name:  "repair",
+		Usage: "mend what verify finds: from copies that are still there, or by a build",
+		Description: examples("Damaged or lost blobs come back from their copies (an installed module, the folder a source was\n"+
+			"added from, the database), installed modules from the blobs; what has no copy is built again,\n"+
+			"and what is stale too. A damaged database is kept aside and made anew from the blobs. Foreign\n"+
+			"files and live modules are told of, never touched.",
+			"kmodctl repair --dry-run", "kmodctl repair"),
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			return e.repair(c.Context)
+		},
+	}
+}
+
+// mending is a drift and what was, or would be, done about it.
+type mending struct {
+	registry.Drift
+	How   string `json:"how,omitempty"`   // in words; "" when nothing can be done
+	Error string `json:"error,omitempty"` // why that failed
+}
+
+// repairer mends drifts.
+type repairer struct {
+	job
+	done []mending
+}
+
+func (e *env) repair(ctx context.Context) error {
+	r := &repairer{job: job{env: e, failed: map[target]error{}}}
+	var err error
+	if r.reg, err = r.openSound(ctx); err != nil {
+		return err
+	}
+	if r.reg != nil { // nil: a dry run on a damaged database
+		defer func() { e.close(r.reg) }()
+		if err := r.mendAll(ctx); err != nil {
+			return err
+		}
+	}
+	if e.json {
+		if err := e.document("repair", map[string]any{"dry_run": e.dryRun, "drifts": orEmpty(r.done)}); err != nil {
+			return err
+		}
+	}
+	if len(r.done) == 0 {
+		e.say("nothing to do: everything is as it should be")
+	}
+	return r.outcome()
+}
+
+// openSound opens the registry; a database that is damaged is made anew first.
+func (r *repairer) openSound(ctx context.Context) (*registry.Registry, error) {
+	reg, err := r.open(ctx, "repair")
+	var damaged *registry.DamagedError
+	if !errors.As(err, &damaged) {
+		return reg, err
+	}
+	return r.rebuild(ctx, registry.DamagedDatabase(damaged))
+}
+
+// rebuild makes the database anew and opens it; nil in a dry run.
+func (r *repairer) rebuild(ctx context.Context, d registry.Drift) (*registry.Registry, error) {
+	r.note(d, "make the database anew from the blobs", nil)
+	if r.dryRun {
+		return nil, nil
+	}
+	dir, err := r.registryDir()
+	if err != nil {
+		return nil, err
+	}
+	end := r.progress(1).step("make the database anew")
+	told, err := registry.Rebuild(ctx, dir, r.root, r.writerOptions("repair"), readManifest)
+	end()
+	if err != nil {
+		return nil, err
+	}
+	for _, line := range told {
+		r.changed("%s", line)
+	}
+	return r.writer(ctx, "repair")
+}
+
+// readManifest finds kmod.toml among the files at the top of a source.
+func readManifest(top map[string]string) (text, name, version string, err error) {
+	text, ok := top[build.ManifestFile]
+	if !ok {
+		return "", "", "", fmt.Errorf("no %s is in the source", build.ManifestFile)
+	}
+	m, err := build.ParseManifest(build.ManifestFile, []byte(text))
+	if err != nil {
+		return "", "", "", err
+	}
+	return text, m.Name, m.Version, nil
+}
+
+// mendAll mends, in the order in which one thing helps the next: the database, the
+// blobs and what is recorded, lost artifacts, what is installed.
+func (r *repairer) mendAll(ctx context.Context) error {
+	drifts, err := r.drifts(ctx)
+	if err != nil {
+		return err
+	}
+	if i := slices.IndexFunc(drifts, func(d registry.Drift) bool { return d.Object == registry.ObjectDatabase }); i >= 0 {
+		if !r.dryRun {
+			if err := r.reg.Close(); err != nil {
+				return err
+			}
+		}
+		reg, err := r.rebuild(ctx, drifts[i])
+		if err != nil || reg == nil {
+			return err
+		}
+		r.reg, r.newest = reg, nil
+		if drifts, err = r.drifts(ctx); err != nil {
+			return err
+		}
+	}
+	again := map[target]bool{} // to be built
+	place := map[string]bool{} // releases whose installed modules are not right
+	for _, d := range drifts {
+		remedy, err := r.reg.Remedy(ctx, r.root, d)
+		switch {
+		case err != nil:
+			return err
+		case remedy != nil:
+			r.note(d, remedy.What, remedy.Do)
+		case d.Kind == driftStale, d.Object == registry.ObjectBlob && d.Release != "":
+			to := target{d.Package, d.Release}
+			if !again[to] {
+				r.lost(ctx, d)
+			}
+			again[to] = true
+		case d.Object == registry.ObjectInstalled && d.Package != "":
+			place[d.Release] = true
+			r.note(d, "install "+d.Package+" "+d.Version+" for "+d.Release+" again", nil)
+		case d.Object == registry.ObjectReadme:
+			r.note(d, "write it again", nil) // every writer does
+		default:
+			r.leave(d)
+		}
+	}
+	for release := range place {
+		if err := r.placeAgain(ctx, release, again); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// note tells what is done about a drift, and does it.
+func (r *repairer) note(d registry.Drift, how string, do func() error) {
+	m := mending{Drift: d, How: how}
+	if r.dryRun {
+		r.would("%s: %s", driftLine(d), how)
+		r.done = append(r.done, m)
+		return
+	}
+	r.tried++
+	if do != nil {
+		if err := do(); err != nil {
+			err = fmt.Errorf("repair %s: %s: %w", d.Path, how, err)
+			m.Error = err.Error()
+			r.fail(err)
+		}
+	}
+	if m.Error == "" {
+		r.changed("%s: %s", driftLine(d), how)
+	}
+	r.done = append(r.done, m)
+}
+
+// leave tells of a drift that only a person can mend. What is foreign, and what is
+// live, is not ours to change: that is no failure.
+func (r *repairer) leave(d registry.Drift) {
+	r.done = append(r.done, mending{Drift: d})
+	if d.Kind == registry.DriftForeign || d.Kind == driftLoadedOlder {
+		r.say("left alone: %s", driftLine(d))
+		return
+	}
+	r.tried++
+	r.fail(fmt.Errorf("repair: %s: no copy of it is left", driftLine(d)))
+}
+
+// lost builds an artifact again that is stale or has lost a module for good.
+func (r *repairer) lost(ctx context.Context, d registry.Drift) {
+	r.note(d, "build "+d.Package+" "+d.Version+" for "+d.Release+" again", func() error {
+		old, known, err := r.reg.Artifact(d.Package, d.Version, d.Release)
+		if err != nil {
+			return err
+		}
+		src, err := r.reg.Source(d.Package, d.Version)
+		if err != nil {
+			return err
+		}
+		k, err := kernel.Get(r.root, d.Release)
+		if err != nil {
+			return err
+		}
+		m, err := build.ParseManifest(src.Name+"@"+src.Version+"/"+build.ManifestFile, []byte(src.Manifest))
+		if err != nil {
+			return err
+		}
+		step := build.Decide(m, src.Digest, k, nil, r.tool)
+		switch step.Action {
+		case build.ActionFail:
+			return step.Err
+		case build.ActionSkip:
+			return errors.New(step.Reason)
+		}
+		if err := r.buildOne(ctx, src, step); err != nil {
+			return err
+		}
+		art, _, err := r.reg.Artifact(d.Package, d.Version, d.Release)
+		if err != nil {
+			return err
+		}
+		installs, err := r.reg.Installs()
+		if err != nil {
+			return err
+		}
+		if slices.Contains(releasesOf(installs, d.Package, ""), d.Release) {
+			if _, err := r.reg.Install(ctx, d.Release, []registry.Artifact{art}); err != nil {
+				return err
+			}
+		}
+		if d.Kind == driftStale || !known || old.Digest == art.Digest {
+			return nil
+		}
+		return r.reg.ForgetArtifact(old.Digest) // its modules are those of the new one, or lost
+	})
+}
+
+// placeAgain installs what the rows of a release say, but for what was built again.
+func (r *repairer) placeAgain(ctx context.Context, release string, again map[target]bool) error {
+	if r.dryRun {
+		return nil
+	}
+	installs, err := r.reg.Installs()
+	if err != nil {
+		return err
+	}
+	var due []registry.Artifact
+	for _, i := range installs {
+		seen := func(a registry.Artifact) bool { return a.Digest == i.Artifact }
+		if i.Release != release || again[target{i.Package, release}] || slices.ContainsFunc(due, seen) {
+			continue
+		}
+		art, ok, err := r.reg.ArtifactByDigest(i.Artifact)
+		if err != nil {
+			return err
+		}
+		if ok {
+			due = append(due, art)
+		}
+	}
+	k, err := kernel.Get(r.root, release)
+	if err != nil {
+		return err
+	}
+	return r.installFor(ctx, k, due)
+}

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"kmodctl/build"
+	"kmodctl/internal/kernel"
+	"kmodctl/loader"
+	"kmodctl/registry"
+)
+
+// Kinds and objects of the drifts that only this package can find.
+const (
+	driftStale       = "stale"
+	driftLoadedOlder = "loaded-older"
+	objectArtifact   = "artifact"
+	objectModule     = "module"
+)
+
+func cmdVerify(e *env) *cli.Command {
+	return &cli.Command{
+		Name:  "verify",
+		Usage: "compare the registry with its files, with /lib/modules and with what is live",
+		Description: examples("Reads everything: the database, every blob, every installed module, what those shadow, the module\n"+
+			"index. One line for each thing that is not as it should be, by its kind:\n\n"+
+			"   missing       it is not there\n"+
+			"   modified      its content is not what was written\n"+
+			"   foreign       it lies in a folder of ours, and is not ours\n"+
+			"   unindexed     modules.dep does not name it\n"+
+			"   stale         built from other inputs than today's\n"+
+			"   gone          a kernel that modules of ours are installed for\n"+
+			"   loaded-older  the live module is not the installed one\n\n"+
+			"Exit code 0: nothing. kmodctl repair mends what can be mended.",
+			"kmodctl verify", "kmodctl verify --json"),
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			return e.verify(c.Context)
+		},
+	}
+}
+
+// drifted is the outcome of a verify that found something. It has been shown.
+type drifted struct{ n int }
+
+func (d drifted) Error() string { return "verify: " + count(d.n, "thing") + " found" }
+
+func (e *env) verify(ctx context.Context) error {
+	var drifts []registry.Drift
+	var unfinished []string
+	reg, err := e.reader(ctx)
+	var damaged *registry.DamagedError
+	switch {
+	case errors.As(err, &damaged):
+		drifts = []registry.Drift{registry.DamagedDatabase(damaged)}
+	case err != nil:
+		return err
+	default:
+		defer reg.Close()
+		j := &job{env: e, reg: reg}
+		end := e.progress(1).step("read the registry and what is installed")
+		drifts, err = j.drifts(ctx)
+		end()
+		if err != nil {
+			return err
+		}
+		if unfinished, err = tellUnfinished(reg); err != nil {
+			return err
+		}
+	}
+	if e.json {
+		if err := e.document("verify", map[string]any{"drifts": orEmpty(drifts), "unfinished": orEmpty(unfinished)}); err != nil {
+			return err
+		}
+	} else {
+		for _, d := range drifts {
+			fmt.Fprintln(e.out, driftLine(d))
+		}
+		for _, u := range unfinished {
+			fmt.Fprintln(e.out, "unfinished: "+u)
+		}
+	}
+	if n := len(drifts) + len(unfinished); n > 0 {
+		return drifted{n}
+	}
+	e.say("everything is as it should be")
+	return nil
+}
+
+// tellUnfinished is what was cut off: what a writer is at work on is no drift.
+func tellUnfinished(reg *registry.Registry) ([]string, error) {
+	what, holder, err := reg.Unfinished()
+	if err != nil || holder != "" {
+		return nil, err
+	}
+	return what, nil
+}
+
+// driftLine tells of one drift.
+func driftLine(d registry.Drift) string {
+	line := d.Kind + ": " + d.Object
+	if d.Path != "" {
+		line += " " + d.Path
+	}
+	var of []string
+	switch {
+	case d.Package != "" && d.Version != "":
+		of = append(of, d.Package+" "+d.Version)
+	case d.Module != "":
+		of = append(of, "module "+d.Module)
+	}
+	if d.Release != "" && !strings.Contains(d.Path, d.Release) {
+		of = append(of, d.Release)
+	}
+	if len(of) > 0 {
+		line += " (" + strings.Join(of, ", ") + ")"
+	}
+	if d.Why != "" {
+		line += ": " + d.Why
+	}
+	return line
+}
+
+// drifts is all that differs: what the registry finds, stale artifacts, and live modules
+// that are not the installed ones. A damaged database stands alone: its rows tell nothing.
+func (j *job) drifts(ctx context.Context) ([]registry.Drift, error) {
+	drifts, err := j.reg.Verify(ctx, j.root)
+	if err != nil || slices.ContainsFunc(drifts, func(d registry.Drift) bool { return d.Object == registry.ObjectDatabase }) {
+		return drifts, err
+	}
+	steps, err := j.staleSteps()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range steps {
+		drifts = append(drifts, registry.Drift{Kind: driftStale, Object: objectArtifact, Package: s.Package, Version: s.Version, Release: s.Release, Why: s.Reason})
+	}
+	older, err := j.loadedOlder()
+	return append(drifts, older...), err
+}
+
+// staleSteps are the builds that a bare build would do because inputs changed.
+func (j *job) staleSteps() ([]build.Step, error) {
+	sources, err := newest(j.reg)
+	if err != nil {
+		return nil, err
+	}
+	kernels, err := kernel.Find(j.root)
+	if err != nil {
+		return nil, err
+	}
+	kernels = slices.DeleteFunc(kernels, func(k kernel.Release) bool { return k.Tree == nil })
+	choices, err := j.choose(sources, kernels)
+	if err != nil {
+		return nil, err
+	}
+	steps, err := j.plan(choices)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(steps, func(s build.Step) bool {
+		_, built, err := j.artifact(registry.Source{Name: s.Package, Version: s.Version}, s.Release)
+		return s.Action != build.ActionBuild || !built || err != nil
+	}), nil
+}
+
+// loadedOlder compares the live modules with those that are installed for the running kernel.
+func (j *job) loadedOlder() (drifts []registry.Drift, err error) {
+	if !j.root.IsHost() {
+		return nil, nil
+	}
+	running, err := kernel.Running()
+	if err != nil {
+		return nil, err
+	}
+	live, err := loader.ReadState(j.root)
+	if err != nil {
+		return nil, nil // a kernel without modules has none that are live
+	}
+	installs, err := j.reg.Installs()
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range installs {
+		if i.Release != running {
+			continue
+		}
+		art, _, err := j.reg.ArtifactByDigest(i.Artifact)
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range live.Modules {
+			m := slices.IndexFunc(art.Modules, func(m registry.Module) bool { return m.Name == l.Name && m.Name == i.Module })
+			if m >= 0 && l.BuildID != "" && art.Modules[m].BuildID != "" && l.BuildID != art.Modules[m].BuildID {
+				drifts = append(drifts, registry.Drift{Kind: driftLoadedOlder, Object: objectModule, Module: i.Module, Package: i.Package, Version: i.Version, Release: running,
+					Why: "the live module is another build: kmodctl unload " + i.Module + ", then kmodctl load " + i.Module})
+			}
+		}
+	}
+	return drifts, nil
+}
