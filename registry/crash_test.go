@@ -150,10 +150,13 @@ func (c *child) read(t *testing.T, when string) (attempts string) {
 	return c.out.Text()
 }
 
+// tempDir is where the tests began: one of them sets TMPDIR.
+var tempDir = os.TempDir()
+
 // openDirs lets uid 65534 into t.TempDir.
 func openDirs(t *testing.T, dir string) {
 	t.Helper()
-	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
+	for d := dir; d != tempDir && d != "/"; d = filepath.Dir(d) {
 		must(t, os.Chmod(d, 0o755))
 	}
 }
@@ -487,4 +490,25 @@ func TestReadAfterDamagedShm(t *testing.T) {
 		t.Errorf("left in the temporary folder: %v", left)
 	}
 	must(t, other.Close())
+}
+
+// A writer killed in its first commit can leave a log of a head alone.
+func TestReadAfterLogOfHeadOnly(t *testing.T) {
+	root, dir := newRoot(t), t.TempDir()
+	openDirs(t, dir)
+	r := writer(t, dir, root)
+	mustPut(t, r, "first", "1", "first=1")
+	_, err := r.BeginAttempt(Attempt{Op: OpBuild, Package: "first"})
+	must(t, err)
+	must(t, r.Close())
+	r = writer(t, dir, root)
+	_, err = r.BeginAttempt(Attempt{Op: OpBuild, Package: "first"}) // what the kill undoes
+	must(t, err)
+	copied := t.TempDir()
+	openDirs(t, copied)
+	must(t, os.CopyFS(copied, os.DirFS(dir)))
+	must(t, os.Truncate(filepath.Join(copied, dbFile+"-wal"), 32))
+	if n := startReader(t, copied).read(t, "a log of a head only"); n != "1" {
+		t.Errorf("a user sees %s attempts, want 1", n)
+	}
 }

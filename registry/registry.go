@@ -71,11 +71,7 @@ func Open(ctx context.Context, dir string) (*Registry, error) {
 	_, err = os.Stat(filepath.Join(dir, dbFile))
 	switch {
 	case err == nil:
-		var old *SchemaError
-		r.db, err = openDB(ctx, filepath.Join(dir, dbFile), "ro")
-		if needsRecovery(err) || errors.As(err, &old) && old.Older() {
-			r.db, err = r.openSnapshot(ctx)
-		}
+		r.db, err = r.readerDB(ctx)
 	case errors.Is(err, fs.ErrNotExist):
 		if err = r.checkLost(); err == nil {
 			r.db, err = openDB(ctx, "", "memory")

@@ -33,6 +33,29 @@ func patiently(read func() error) (err error) {
 	}
 }
 
+// readerDB opens the database for reading, or a private copy where SQLite would refuse to.
+func (r *Registry) readerDB(ctx context.Context) (*sql.DB, error) {
+	if r.logIsHeadOnly() {
+		return r.openSnapshot(ctx)
+	}
+	db, err := openDB(ctx, filepath.Join(r.dir, dbFile), "ro")
+	var old *SchemaError
+	if needsRecovery(err) || errors.As(err, &old) && old.Older() {
+		return r.openSnapshot(ctx)
+	}
+	return db, err
+}
+
+// logIsHeadOnly reports whether the log has a head and no frame, as a writer leaves it
+// that is killed in its first commit. Who may not write -shm then tries for ten seconds
+// and fails with SQLITE_PROTOCOL: walIndexRecover takes the salts from a longer log only,
+// walBeginShmUnreliable compares them with those of the file (SQLite's wal.c).
+func (r *Registry) logIsHeadOnly() bool {
+	const head = 32 // WAL_HDRSIZE
+	info, err := r.tree.Stat(dbFile + "-wal")
+	return err == nil && info.Size() == head
+}
+
 // openSnapshot opens a copy of the database and its log, which every reader may
 // recover and bring up to our schema, in a folder that Close removes.
 func (r *Registry) openSnapshot(ctx context.Context) (*sql.DB, error) {
