@@ -58,10 +58,9 @@ func (r *Registry) carryOut(m *modules, in intent, steps []step, visible bool) (
 	if visible && len(in.Target) == 0 {
 		found = m.foundAgain()
 	}
-	m.settle()
-	// The change is made and recorded. If only its intent cannot be deleted, the
-	// next writer does that.
-	r.write(func(tx *sql.Tx) error { return deleteIntent(tx, in.Release) })
+	// The change is made and recorded. If only temporary names or the intent cannot be
+	// deleted, the next writer does that.
+	r.conclude(m)
 	return result(in.Release, steps, visible, found), nil
 }
 
@@ -113,8 +112,7 @@ func (r *Registry) finish(in intent) error {
 	}
 	defer m.Close()
 	if in.done {
-		m.settle()
-		return r.write(func(tx *sql.Tx) error { return deleteIntent(tx, in.Release) })
+		return r.conclude(m)
 	}
 	err = r.goTo(m, in, in.Target, OutcomeOK, "")
 	word := "finished"
@@ -145,8 +143,15 @@ func (r *Registry) goTo(m *modules, in intent, target []Install, outcome, reason
 	if err := r.commit(m, in, target, outcome, reason); err != nil {
 		return err
 	}
-	m.settle()
-	return r.write(func(tx *sql.Tx) error { return deleteIntent(tx, in.Release) })
+	return r.conclude(m)
+}
+
+// conclude ends an intent that is done: its temporary names go first.
+func (r *Registry) conclude(m *modules) error {
+	if err := m.settle(); err != nil {
+		return err
+	}
+	return r.write(func(tx *sql.Tx) error { return deleteIntent(tx, m.release) })
 }
 
 // begin commits the intent and one running attempt for each package that a step

@@ -124,7 +124,9 @@ func (m *modules) stamp(rows []Install) error {
 // apply makes the files what steps say and leaves in m.undo the way back. blob
 // opens the content of a file. All space is taken before the first file changes.
 func (m *modules) apply(steps []step, blob func(digest string) (io.ReadCloser, error)) error {
-	m.sweep()
+	if err := m.sweep(); err != nil {
+		return err
+	}
 	if err := m.makeDirs(); err != nil {
 		return err
 	}
@@ -220,18 +222,22 @@ func (m *modules) rollBack() error {
 		errs = append(errs, undo())
 	}
 	m.undo = nil
-	m.sweep()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, m.sweep())...)
 }
 
 // settle makes the change final: the old files go, and our folders when nothing
 // is left in them.
-func (m *modules) settle() {
+func (m *modules) settle() error {
 	m.undo = nil
-	m.sweep()
-	for _, d := range []string{ourDir, path.Dir(ourDir)} {
-		m.tree.Remove(d) // fails, as it should, when it is not empty
+	if err := m.sweep(); err != nil {
+		return err
 	}
+	for _, d := range []string{ourDir, path.Dir(ourDir)} {
+		if err := ignoreAbsent(m.tree.Remove(d)); err != nil && !errors.Is(err, fs.ErrExist) { // it is not empty
+			return err
+		}
+	}
+	return nil
 }
 
 // depmodTemp is the name of a file that depmod is writing: name, pid, microseconds
@@ -239,19 +245,22 @@ func (m *modules) settle() {
 var depmodTemp = regexp.MustCompile(`^modules\.[a-z.]+\.([0-9]+)\.[0-9]+\.[0-9]+$`)
 
 // sweep removes temporary names: ours, and those of a depmod that was killed.
-func (m *modules) sweep() {
-	ours, _ := readNames(m.tree, ourDir)
+func (m *modules) sweep() error {
+	ours, err := readNames(m.tree, ourDir)
+	errs := []error{err}
 	for _, name := range ours {
 		if strings.HasPrefix(name, tempName) {
-			m.tree.Remove(path.Join(ourDir, name))
+			errs = append(errs, m.tree.Remove(path.Join(ourDir, name)))
 		}
 	}
-	index, _ := readNames(m.tree, ".")
+	index, err := readNames(m.tree, ".")
+	errs = append(errs, err)
 	for _, name := range index {
 		if found := depmodTemp.FindStringSubmatch(name); found != nil && !depmodRuns(found[1]) {
-			m.tree.Remove(name)
+			errs = append(errs, ignoreAbsent(m.tree.Remove(name)))
 		}
 	}
+	return errors.Join(errs...)
 }
 
 // depmodRuns reports whether a pid is, for all we can know, that of a depmod.
