@@ -7,40 +7,42 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
-// Remove uninstalls a source from every kernel release and forgets it. What is begun
-// is finished by the next writer when this one is killed; after an error, the
-// releases that the results name are uninstalled and the source is kept.
-func (r *Registry) Remove(ctx context.Context, name, version string) ([]Result, error) {
-	if _, err := r.Source(name, version); err != nil {
-		return nil, fmt.Errorf("remove %s@%s: %w", name, version, err)
+// Remove uninstalls versions of a source from every kernel release and then forgets
+// all of them at once. What is begun is finished by the next writer when this one is
+// killed; after an error, the releases that the results name are uninstalled and the
+// sources are kept.
+func (r *Registry) Remove(ctx context.Context, name string, versions ...string) ([]Result, error) {
+	for _, v := range versions {
+		if _, err := r.Source(name, v); err != nil {
+			return nil, fmt.Errorf("remove %s@%s: %w", name, v, err)
+		}
 	}
-	err := r.write(func(tx *sql.Tx) error {
-		_, err := tx.Exec(`INSERT OR IGNORE INTO removal VALUES (?, ?)`, name, version)
-		return err
-	})
+	err := r.writeRemovals(`INSERT OR IGNORE INTO removal VALUES (?, ?)`, name, versions)
 	if err != nil {
-		return nil, fmt.Errorf("remove %s@%s: %w", name, version, err)
+		return nil, fmt.Errorf("remove %s: %w", name, err)
 	}
-	results, err := r.finishRemoval(ctx, name, version)
+	results, err := r.finishRemoval(ctx, name, versions)
 	if err != nil {
-		err = errors.Join(err, r.write(func(tx *sql.Tx) error { return deleteRemoval(tx, name, version) }))
+		err = errors.Join(err, r.writeRemovals(deleteRemoval, name, versions))
 	}
 	return results, err
 }
 
-// finishRemoval does what a row of the table removal says.
-func (r *Registry) finishRemoval(ctx context.Context, name, version string) (results []Result, err error) {
+// finishRemoval does what rows of the table removal say.
+func (r *Registry) finishRemoval(ctx context.Context, name string, versions []string) (results []Result, err error) {
 	rows, err := r.Installs()
 	if err != nil {
 		return nil, err
 	}
 	seen := map[string]bool{}
 	for _, i := range rows {
-		if i.Package != name || i.Version != version || seen[i.Release] {
+		if i.Package != name || !slices.Contains(versions, i.Version) || seen[i.Release] {
 			continue
 		}
 		seen[i.Release] = true
@@ -50,7 +52,7 @@ func (r *Registry) finishRemoval(ctx context.Context, name, version string) (res
 		}
 		results = append(results, res)
 	}
-	return results, r.RemoveSource(name, version)
+	return results, r.RemoveSource(name, versions...)
 }
 
 // resumeRemovals finishes the removals that were cut off; what cannot be finished
@@ -60,14 +62,32 @@ func (r *Registry) resumeRemovals() error {
 	if err != nil {
 		return err
 	}
+	versions := map[string][]string{}
 	for _, s := range cut {
-		if _, err := r.finishRemoval(context.Background(), s.Name, s.Version); err != nil {
-			r.note("finish remove that was cut off: %v", err)
+		versions[s.Name] = append(versions[s.Name], s.Version)
+	}
+	for _, name := range slices.Sorted(maps.Keys(versions)) {
+		what := name + "@" + strings.Join(versions[name], ", "+name+"@")
+		if _, err := r.finishRemoval(context.Background(), name, versions[name]); err != nil {
+			r.note("finish remove of %s that was cut off: %v", what, err)
 			continue
 		}
-		r.note("finished remove of %s@%s", s.Name, s.Version)
+		r.note("finished remove of %s", what)
 	}
 	return nil
+}
+
+const deleteRemoval = `DELETE FROM removal WHERE name = ? AND version = ?`
+
+func (r *Registry) writeRemovals(statement, name string, versions []string) error {
+	return r.write(func(tx *sql.Tx) error {
+		for _, v := range versions {
+			if _, err := tx.Exec(statement, name, v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // readRemovals returns name and version of the sources whose removal has begun.
@@ -76,57 +96,63 @@ func readRemovals(q queryer) ([]Source, error) {
 		`SELECT name, version FROM removal ORDER BY name, version`)
 }
 
-func deleteRemoval(tx *sql.Tx, name, version string) error {
-	_, err := tx.Exec(`DELETE FROM removal WHERE name = ? AND version = ?`, name, version)
-	return err
-}
-
-// RemoveSource forgets a source, its pins and its artifacts and deletes the blobs that
-// nothing names any more. The history stays, and the logs it names. The error is
-// an *InUseError while modules of it are installed.
-func (r *Registry) RemoveSource(name, version string) error {
-	if err := r.removeSource(name, version); err != nil {
-		return fmt.Errorf("remove %s@%s: %w", name, version, err)
-	}
-	return nil
-}
-
-func (r *Registry) removeSource(name, version string) error {
-	src, err := r.Source(name, version)
-	if err != nil {
-		return err
-	}
-	if version == "" {
-		return errors.New("no version was given")
-	}
-	blobs := []string{src.Digest}
-	err = r.write(func(tx *sql.Tx) error {
-		if err := checkUnused(tx, name, version); err != nil {
-			return err
+// RemoveSource forgets versions of a source, their pins and their artifacts and deletes
+// the blobs that nothing names any more. The history stays, and the logs it names. The
+// error is an *InUseError while modules of them are installed.
+func (r *Registry) RemoveSource(name string, versions ...string) error {
+	var blobs []string
+	for _, v := range versions {
+		if v == "" {
+			return fmt.Errorf("remove %s: no version was given", name)
 		}
-		as, err := collect(tx, scanArtifact, `SELECT digest, record FROM artifact WHERE package = ? AND version = ?`, name, version)
+		src, err := r.Source(name, v)
 		if err != nil {
-			return err
+			return fmt.Errorf("remove %s@%s: %w", name, v, err)
 		}
-		for _, a := range as {
-			blobs = append(blobs, a.blobs()...)
+		blobs = append(blobs, src.Digest)
+	}
+	err := r.write(func(tx *sql.Tx) error {
+		for _, v := range versions {
+			freed, err := removeSource(tx, name, v)
+			if err != nil {
+				return fmt.Errorf("remove %s@%s: %w", name, v, err)
+			}
+			blobs = append(blobs, freed...)
 		}
-		if _, err := tx.Exec(`DELETE FROM artifact WHERE package = ? AND version = ?`, name, version); err != nil {
-			return err
-		}
-		if _, err := tx.Exec(`DELETE FROM pin WHERE package = ? AND version = ?`, name, version); err != nil {
-			return err
-		}
-		if err := deleteRemoval(tx, name, version); err != nil {
-			return err
-		}
-		_, err = tx.Exec(`DELETE FROM source WHERE name = ? AND version = ?`, name, version)
-		return err
+		return nil
 	})
 	if err != nil {
 		return err
 	}
-	return r.dropBlobs(blobs)
+	if err := r.dropBlobs(blobs); err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
+	}
+	return nil
+}
+
+// removeSource removes the rows of a source, and returns the blobs of its artifacts.
+func removeSource(tx *sql.Tx, name, version string) (blobs []string, err error) {
+	if err := checkUnused(tx, name, version); err != nil {
+		return nil, err
+	}
+	as, err := collect(tx, scanArtifact, `SELECT digest, record FROM artifact WHERE package = ? AND version = ?`, name, version)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range as {
+		blobs = append(blobs, a.blobs()...)
+	}
+	for _, statement := range []string{
+		`DELETE FROM artifact WHERE package = ? AND version = ?`,
+		`DELETE FROM pin WHERE package = ? AND version = ?`,
+		deleteRemoval,
+		`DELETE FROM source WHERE name = ? AND version = ?`,
+	} {
+		if _, err := tx.Exec(statement, name, version); err != nil {
+			return nil, err
+		}
+	}
+	return blobs, nil
 }
 
 // checkUnused looks at what is installed and at what a cut off command that

@@ -80,25 +80,37 @@ func (e *env) remove(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
-	var changes []registry.Change
-	for _, src := range sources {
-		if e.dryRun {
+	if e.dryRun {
+		for _, src := range sources {
 			for _, release := range releasesOf(installs, src.Name, src.Version) {
 				e.would("uninstall %s %s for %s", src.Name, src.Version, release)
 			}
 			e.would("remove %s %s", src.Name, src.Version)
-			continue
 		}
-		results, err := reg.Remove(ctx, src.Name, src.Version)
-		for _, res := range results {
-			changes = append(changes, res.Changes...)
-			e.changed("uninstalled %s %s for %s%s", src.Name, src.Version, res.Release, originals(res, src.Name, "modprobe finds again"))
-		}
-		if err != nil {
-			return err
-		}
+		return e.removed(sources, nil)
+	}
+	var all []string
+	for _, src := range sources {
+		all = append(all, src.Version)
+	}
+	name := sources[0].Name
+	results, err := reg.Remove(ctx, name, all...)
+	var changes []registry.Change
+	for _, res := range results {
+		changes = append(changes, res.Changes...)
+		e.changed("uninstalled %s %s for %s%s", name, res.Changes[0].Version, res.Release, originals(res, name, "modprobe finds again"))
+	}
+	if err != nil {
+		return err
+	}
+	for _, src := range sources {
 		e.changed("removed %s %s", src.Name, src.Version)
 	}
+	return e.removed(sources, changes)
+}
+
+// removed prints the document of remove.
+func (e *env) removed(sources []registry.Source, changes []registry.Change) error {
 	if e.json {
 		return e.document("remove", map[string]any{"dry_run": e.dryRun, "packages": refs(sources), "changes": orEmpty(changes)})
 	}
