@@ -141,11 +141,11 @@ func (r *Registry) blobSizes() (map[string]int64, error) {
 	return sizes, nil
 }
 
-// wholeBy returns a test of whether all blobs of an artifact are there.
+// wholeBy returns a test of whether all .ko files of an artifact are there.
 func wholeBy(refs []blobRef, sizes map[string]int64) func(artifact string) bool {
 	broken := map[string]bool{}
 	for _, ref := range refs {
-		if _, ok := sizes[ref.blob]; !ok && ref.artifact != "" && ref.blob != "" {
+		if _, ok := sizes[ref.blob]; !ok && ref.module {
 			broken[ref.artifact] = true
 		}
 	}

@@ -207,6 +207,7 @@ func (r *Registry) dropBlobs(digests []string) error {
 type blobRef struct {
 	blob     string
 	artifact string // digest of the artifact whose row it is, "" for other rows
+	module   bool   // the blob is a .ko of that artifact
 	logFor   string // kernel release of the attempt whose row it is, "" for other rows
 }
 
@@ -234,8 +235,9 @@ func blobRefs(q queryer) ([]blobRef, error) {
 		return err
 	}, `SELECT digest, record FROM artifact`)
 	for _, a := range as {
-		for _, blob := range a.blobs() {
-			refs = append(refs, blobRef{blob: blob, artifact: a.Digest})
+		refs = append(refs, blobRef{blob: a.Digest, artifact: a.Digest}, blobRef{blob: a.Log, artifact: a.Digest})
+		for _, m := range a.Modules {
+			refs = append(refs, blobRef{blob: m.Digest, artifact: a.Digest, module: true})
 		}
 	}
 	return refs, err
