@@ -36,50 +36,77 @@ type Input struct {
 // .config and Module.symvers of the build tree, once in a process while they stay
 // the same.
 func Inputs(m *Manifest, sourceDigest string, k kernel.Release, tool func(path string) (identity string, err error)) ([]Input, *Toolchain, error) {
+	f := factsOf(k, tool)
+	if f.err != nil {
+		return nil, nil, f.err
+	}
+	manifest, err := m.digest()
+	if err != nil {
+		return nil, nil, err
+	}
+	return f.inputs(manifest, sourceDigest, k), f.chain, nil
+}
+
+// facts are what every package's inputs share on one kernel.
+type facts struct {
+	config, symvers, pahole, flags string
+	chain                          *Toolchain
+	err                            error // why there can be no build
+}
+
+func factsOf(k kernel.Release, tool func(path string) (string, error)) *facts {
+	f := &facts{}
 	if k.Tree == nil {
-		return nil, nil, errors.New(lacks(k))
+		f.err = errors.New(lacks(k))
+		return f
 	}
-	manifest, err := json.Marshal(m)
-	if err != nil {
-		return nil, nil, err
+	if f.config, f.err = digestConfig(k.Tree.Host); f.err != nil {
+		return f
 	}
-	config, err := digestConfig(k.Tree.Host)
-	if err != nil {
-		return nil, nil, err
+	if f.symvers, f.err = digestFile(k.Tree.Symvers); f.err != nil {
+		return f
 	}
-	symvers, err := digestFile(k.Tree.Symvers)
-	if err != nil {
-		return nil, nil, err
+	if f.chain, f.err = findToolchain(k.Tree.CC, tool); f.err != nil {
+		return f
 	}
-	chain, err := findToolchain(k.Tree.CC, tool)
-	if err != nil {
-		return nil, nil, err
-	}
-	pahole, err := paholeIdentity(k, tool)
-	if err != nil {
-		return nil, nil, err
-	}
+	f.flags = strings.Join(append(f.chain.flags(), reproducible...), " ")
+	f.pahole, f.err = paholeIdentity(k, tool)
+	return f
+}
+
+func (f *facts) inputs(manifest, sourceDigest string, k kernel.Release) []Input {
 	return []Input{
 		{"builder", Builder},
 		{"source", sourceDigest},
-		{"manifest", digest(manifest)},
+		{"manifest", manifest},
 		{"release", k.Name},
-		{"config", config},
-		{"Module.symvers", symvers},
-		{"compiler", chain.Identity},
-		{"pahole", pahole},
-		{"flags", strings.Join(append(chain.flags(), reproducible...), " ")},
-	}, chain, nil
+		{"config", f.config},
+		{"Module.symvers", f.symvers},
+		{"compiler", f.chain.Identity},
+		{"pahole", f.pahole},
+		{"flags", f.flags},
+	}
+}
+
+// digest stands for all that a manifest says.
+func (m *Manifest) digest() (string, error) {
+	text, err := json.Marshal(m)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:]), nil
 }
 
 // Hash is the key of the artifact that in makes: sha256 in hex over its lines
 // "name value".
 func Hash(in []Input) string {
-	h := sha256.New()
+	var text []byte
 	for _, i := range in {
-		fmt.Fprintf(h, "%s %s\n", i.Name, i.Value)
+		text = append(append(append(append(text, i.Name...), ' '), i.Value...), '\n')
 	}
-	return hex.EncodeToString(h.Sum(nil))
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
 }
 
 // Changed names the inputs whose value differs, in the order of new; those that
@@ -104,8 +131,6 @@ func Changed(old, new []Input) []string {
 	return names
 }
 
-var btfModules sync.Map // *kernel.Tree to bool
-
 // paholeIdentity is the version of pahole where it writes into the modules: kbuild
 // makes BTF of a module only when the configuration asks for it and the build tree
 // has the kernel's own (scripts/Makefile.modfinal).
@@ -113,12 +138,7 @@ func paholeIdentity(k kernel.Release, tool func(string) (string, error)) (string
 	if _, err := os.Stat(filepath.Join(k.Tree.Host, "vmlinux")); err != nil {
 		return "not used", nil
 	}
-	btf, known := btfModules.Load(k.Tree)
-	if !known { // a search through 260 KB, the same for every package
-		btf = k.Tree.Config.Has("DEBUG_INFO_BTF_MODULES")
-		btfModules.Store(k.Tree, btf)
-	}
-	if !btf.(bool) {
+	if !k.Tree.Config.Has("DEBUG_INFO_BTF_MODULES") {
 		return "not used", nil
 	}
 	path, err := findProgram("pahole")
@@ -126,11 +146,6 @@ func paholeIdentity(k kernel.Release, tool func(string) (string, error)) (string
 		return "not installed", nil
 	}
 	return tool(path)
-}
-
-func digest(b []byte) string {
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
 }
 
 // digestConfig reads the tree's configuration: .config, or what is left of it in
@@ -151,7 +166,7 @@ type fileKey struct {
 	mtime, ctime unix.Timespec
 }
 
-var digests sync.Map // fileKey to func() (string, error): every package for one kernel asks for the same two files
+var digests sync.Map // fileKey to func() (string, error): Foresee begins what Inputs waits for
 
 func digestFile(path string) (string, error) {
 	var st unix.Stat_t

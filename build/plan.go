@@ -30,30 +30,72 @@ type Step struct {
 	Err       error          `json:"-"` // what Reason says of a fail: an *exec.Error for a compiler that is not installed
 }
 
-// Decide plans one package for one kernel. built is what the newest artifact of
-// that package for that kernel was made from, nil when there is none; tool is as
-// for Inputs. It starts no process, and reads only the build tree's
+// Planner decides what is to be done. It asks once for what every package of a kernel
+// shares, so keep one for a command. Tool is as for Inputs.
+type Planner struct {
+	Tool func(path string) (identity string, err error)
+
+	facts    map[*kernel.Tree]*facts
+	manifest *Manifest // the last one
+	digest   string    // its
+}
+
+// Made is what the newest artifact of a package for a kernel was made from; zero when
+// there is none.
+type Made struct {
+	Hash   string                  // as Hash makes it
+	Inputs func() ([]Input, error) // asked for only when Hash is another than today's
+}
+
+// Decide plans one package for one kernel. It starts no process, and reads only the build tree's
 // configuration and Module.symvers. A kernel that cannot be built for is a Step like
 // any other, so that it stops no other kernel's.
-func Decide(m *Manifest, sourceDigest string, k kernel.Release, built []Input, tool func(path string) (string, error)) Step {
+func (p *Planner) Decide(m *Manifest, sourceDigest string, k kernel.Release, made Made) Step {
 	s := Step{Package: m.Name, Version: m.Version, Release: k.Name, Manifest: m, Kernel: k}
 	if ok, why := m.Applies(k); !ok {
 		s.Action, s.Reason = ActionSkip, why
 		return s
 	}
-	inputs, chain, err := Inputs(m, sourceDigest, k, tool)
+	inputs, chain, err := p.inputs(m, sourceDigest, k)
 	if err != nil {
 		s.Action, s.Reason, s.Err = ActionFail, err.Error(), err
 		return s
 	}
 	s.Inputs, s.InputHash, s.Toolchain = inputs, Hash(inputs), chain
-	switch {
-	case built == nil:
+	switch made.Hash {
+	case "":
 		s.Action, s.Reason = ActionBuild, "not built yet"
-	case Hash(built) == s.InputHash:
+	case s.InputHash:
 		s.Action, s.Reason = ActionCurrent, "already built"
 	default:
-		s.Action, s.Reason = ActionBuild, strings.Join(Changed(built, inputs), ", ")+" changed"
+		old, err := made.Inputs()
+		if err != nil {
+			s.Action, s.Reason, s.Err = ActionFail, err.Error(), err
+			return s
+		}
+		s.Action, s.Reason = ActionBuild, strings.Join(Changed(old, inputs), ", ")+" changed"
 	}
 	return s
+}
+
+func (p *Planner) inputs(m *Manifest, sourceDigest string, k kernel.Release) ([]Input, *Toolchain, error) {
+	f := p.facts[k.Tree]
+	if f == nil {
+		if p.facts == nil {
+			p.facts = map[*kernel.Tree]*facts{}
+		}
+		f = factsOf(k, p.Tool)
+		p.facts[k.Tree] = f
+	}
+	if f.err != nil {
+		return nil, nil, f.err
+	}
+	if p.manifest != m {
+		var err error
+		if p.digest, err = m.digest(); err != nil {
+			return nil, nil, err
+		}
+		p.manifest = m
+	}
+	return f.inputs(p.digest, sourceDigest, k), f.chain, nil
 }

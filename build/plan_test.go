@@ -16,7 +16,11 @@ func TestDecide(t *testing.T) {
 	m := &Manifest{Name: "hello", Version: "1"}
 	decide := func(source string, built []Input, action, reason string) Step {
 		t.Helper()
-		s := Decide(m, source, k, built, tool)
+		made := Made{Inputs: func() ([]Input, error) { return built, nil }}
+		if built != nil {
+			made.Hash = Hash(built)
+		}
+		s := (&Planner{Tool: tool}).Decide(m, source, k, made)
 		if s.Action != action || s.Reason != reason {
 			t.Errorf("%s, %q; want %s, %q", s.Action, s.Reason, action, reason)
 		}

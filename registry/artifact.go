@@ -188,6 +188,64 @@ func (r *Registry) Artifacts() ([]Artifact, error) {
 	return as, nil
 }
 
+// Newest is Artifacts for a look at many: of some packages, or of all when none is
+// named, and of each only Digest, Package, Version, Release, InputHash and Modules,
+// as far as modulesOf tells. It takes the rows at their word; Install does not.
+func (r *Registry) Newest(packages ...string) ([]Artifact, error) {
+	of, args := ofPackages(packages)
+	as, err := collect(r.db, scanNewest, `SELECT digest, package, version, release, input_hash, record FROM artifact
+		WHERE id IN (SELECT max(id) FROM artifact WHERE true`+of+` GROUP BY package, version, release)`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read artifacts: %w", err)
+	}
+	return as, nil
+}
+
+// ofPackages is a condition of a query for the rows of some packages, or for all.
+func ofPackages(packages []string) (clause string, args []any) {
+	if len(packages) == 0 {
+		return "", nil
+	}
+	text, _ := json.Marshal(packages) // strings can always be
+	return ` AND package IN (SELECT value FROM json_each(?))`, []any{string(text)}
+}
+
+func scanNewest(rows *sql.Rows, a *Artifact) error {
+	var text sql.RawBytes
+	if err := rows.Scan(&a.Digest, &a.Package, &a.Version, &a.Release, &a.InputHash, &text); err != nil {
+		return err
+	}
+	var err error
+	if a.Modules, err = modulesOf(text); err != nil {
+		return &DamagedError{dbFile, fmt.Errorf("record %s: %w", a.Digest, err)}
+	}
+	return nil
+}
+
+// modulesOf reads of a record's modules Name, File, Digest, BuildID and Version. To take
+// each of 20,000 records apart as JSON costs more than all else that status does.
+func modulesOf(text []byte) (modules []Module, err error) {
+	_, list, found := bytes.Cut(text, []byte(`,"modules":[`))
+	if !found || bytes.IndexByte(text, '\\') >= 0 { // a string may hold a quote
+		var rec record
+		err := json.Unmarshal(text, &rec)
+		return rec.Modules, err
+	}
+	for i, object := range bytes.Split(list, []byte(`{"name":"`)) {
+		if i == 0 {
+			continue
+		}
+		value := func(key string) string {
+			_, after, _ := bytes.Cut(object, []byte(key+`:"`))
+			text, _, _ := bytes.Cut(after, []byte(`"`))
+			return string(text)
+		}
+		name, _, _ := bytes.Cut(object, []byte(`"`))
+		modules = append(modules, Module{Name: string(name), File: value(`"file"`), Digest: value(`"digest"`), BuildID: value(`"build_id"`), Version: value(`"version"`)})
+	}
+	return modules, nil
+}
+
 func scanArtifact(rows *sql.Rows, a *Artifact) error {
 	var digest, text string
 	if err := rows.Scan(&digest, &text); err != nil {

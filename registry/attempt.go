@@ -116,6 +116,23 @@ func (r *Registry) Attempts(pkg, release string, n int) ([]Attempt, error) {
 	return as, nil
 }
 
+// Failures returns, of some packages or of all when none is named, the last build of each
+// version for each kernel release where that failed: Package, Version, Release,
+// InputHash and Error.
+func (r *Registry) Failures(packages ...string) ([]Attempt, error) {
+	of, args := ofPackages(packages)
+	as, err := collect(r.db, func(rows *sql.Rows, a *Attempt) error {
+		return rows.Scan(&a.Package, &a.Version, &a.Release, &a.InputHash, &a.Error)
+	}, `SELECT package, version, release, input_hash, error FROM attempt WHERE id IN (
+		SELECT id FROM (SELECT max(id) AS id, outcome FROM attempt
+			WHERE op = 'build' AND outcome IN ('ok', 'failed')`+of+` GROUP BY package, version, release)
+		WHERE outcome = 'failed')`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read attempts: %w", err)
+	}
+	return as, nil
+}
+
 // Inputs returns what a build attempt's InputHash stands for; none when it is not known.
 func (r *Registry) Inputs(hash string) ([]Input, error) {
 	texts, err := collect(r.db, func(rows *sql.Rows, s *string) error { return rows.Scan(s) }, `SELECT inputs FROM inputs WHERE hash = ?`, hash)

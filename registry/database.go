@@ -66,6 +66,9 @@ CREATE TABLE pin (
 	artifact TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (package, release)) STRICT;
 CREATE TABLE removal (name TEXT NOT NULL, version TEXT NOT NULL, PRIMARY KEY (name, version)) STRICT;
 CREATE TABLE kernel (release TEXT PRIMARY KEY, stamp TEXT NOT NULL, gone INTEGER NOT NULL) STRICT;
+CREATE INDEX attempt_build ON attempt (package, version, release, id, outcome) WHERE op = 'build' AND outcome IN ('ok', 'failed');
+CREATE INDEX install_package ON install (package);
+CREATE INDEX install_artifact ON install (artifact);
 `
 
 // migrations lead from the schema of that version to the next one. A writer runs

@@ -65,9 +65,11 @@ func (s step) file() string { return path.Base(s.row.Path) }
 
 func (s step) places() bool { return s.action == actInstall || s.action == actReplace }
 
-// Installs returns what is installed, by kernel release and module.
-func (r *Registry) Installs() ([]Install, error) {
-	rows, err := installRows(r.db, "")
+// Installs returns what is installed, by kernel release and module: of some packages,
+// or of all when none is named.
+func (r *Registry) Installs(packages ...string) ([]Install, error) {
+	of, args := ofPackages(packages)
+	rows, err := readInstalls(r.db, of, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read installs: %w", err)
 	}
@@ -76,13 +78,20 @@ func (r *Registry) Installs() ([]Install, error) {
 
 // installRows reads the rows of one release, or all of them when it is "".
 func installRows(q queryer, release string) ([]Install, error) {
+	if release == "" {
+		return readInstalls(q, "")
+	}
+	return readInstalls(q, " AND release = ?", release)
+}
+
+func readInstalls(q queryer, which string, args ...any) ([]Install, error) {
 	return collect(q, func(rows *sql.Rows, i *Install) error {
 		var at int64
 		err := rows.Scan(&i.Release, &i.Module, &i.Path, &i.Package, &i.Version, &i.Artifact, &i.Digest, &i.Size, &at, &i.Mtime)
 		i.At = time.Unix(0, at).UTC()
 		return err
 	}, `SELECT release, module, path, package, version, artifact, digest, size, at, mtime FROM install
-		WHERE ?1 = '' OR release = ?1 ORDER BY release, module`, release)
+		WHERE true`+which+` ORDER BY release, module`, args...)
 }
 
 // Install places the modules of artifacts under /lib/modules/RELEASE and indexes

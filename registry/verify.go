@@ -451,14 +451,14 @@ func (o Original) judge(root kernel.Root) (kind, why string) {
 
 // Look compares what is installed under root with the rows. A file that has size and
 // mtime of its row is taken for unmodified; every other one is read. It
-// changes nothing.
-func (r *Registry) Look(root kernel.Root) ([]Drift, error) {
-	return r.compare(root, (*modules).unchanged)
+// changes nothing. When packages are named only their files are looked at: no foreign ones.
+func (r *Registry) Look(root kernel.Root, packages ...string) ([]Drift, error) {
+	return r.compare(root, (*modules).unchanged, packages...)
 }
 
 // compare finds the drifts of installed files. same spares the reading of a row's file.
-func (r *Registry) compare(root kernel.Root, same func(*modules, Install) bool) ([]Drift, error) {
-	rows, err := r.Installs()
+func (r *Registry) compare(root kernel.Root, same func(*modules, Install) bool, packages ...string) ([]Drift, error) {
+	rows, err := r.Installs(packages...)
 	if err != nil {
 		return nil, err
 	}
@@ -471,7 +471,7 @@ func (r *Registry) compare(root kernel.Root, same func(*modules, Install) bool) 
 		return nil, fmt.Errorf("verify installs: %w", err)
 	}
 	for _, d := range dirs {
-		if d.IsDir() && !strings.HasPrefix(d.Name(), ".") {
+		if len(packages) == 0 && d.IsDir() && !strings.HasPrefix(d.Name(), ".") {
 			mine[d.Name()] = slices.Clip(mine[d.Name()]) // a release without rows may have foreign files
 		}
 	}
@@ -482,6 +482,9 @@ func (r *Registry) compare(root kernel.Root, same func(*modules, Install) bool) 
 			return nil, fmt.Errorf("verify installs for %s: %w", release, err)
 		}
 		drifts = append(drifts, found...)
+	}
+	if len(packages) > 0 {
+		drifts = slices.DeleteFunc(drifts, func(d Drift) bool { return d.Kind == DriftForeign })
 	}
 	return drifts, nil
 }
@@ -513,9 +516,10 @@ func compareRelease(root kernel.Root, release string, rows []Install, same func(
 	if err != nil {
 		return nil, err
 	}
+	ours := map[string]bool{}
 	for _, i := range rows {
 		file := path.Base(i.Path)
-		names = slices.DeleteFunc(names, func(n string) bool { return n == file })
+		ours[file] = true
 		kind, why := "", ""
 		if !same(m, i) {
 			kind, why = m.judge(i)
@@ -529,7 +533,9 @@ func compareRelease(root kernel.Root, release string, rows []Install, same func(
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		add(DriftForeign, Install{Path: m.path(name)}, "kmodctl did not put it there")
+		if !ours[name] {
+			add(DriftForeign, Install{Path: m.path(name)}, "kmodctl did not put it there")
+		}
 	}
 	return drifts, nil
 }

@@ -33,8 +33,10 @@ type job struct {
 	installs []installStep
 	newest   map[string]registry.Artifact // by package, version and release, once read
 	pins     registry.Pins                // read with them
-	named    map[string]bool              // packages of which the user named the version
-	folders  map[string]string            // folders inside the root: their host paths
+	only     []string                     // names of the packages that are asked for; all when there are none
+	planner  build.Planner
+	named    map[string]bool   // packages of which the user named the version
+	folders  map[string]string // folders inside the root: their host paths
 }
 
 // know reads, once, what most steps of a command ask for: all newest artifacts, and
@@ -43,7 +45,7 @@ func (j *job) know() error {
 	if j.newest != nil {
 		return nil
 	}
-	all, err := j.reg.Artifacts()
+	all, err := j.reg.Newest(j.only...)
 	if err != nil {
 		return err
 	}
@@ -180,6 +182,7 @@ func (j *job) tool(path string) (string, error) {
 
 // plan decides what is to be done for each source and kernel.
 func (j *job) plan(choices []choice) ([]build.Step, error) {
+	j.planner.Tool = j.tool
 	var steps []build.Step
 	for _, c := range choices {
 		m, unfit := build.ParseManifest(c.Name+"@"+c.Version+"/"+build.ManifestFile, []byte(c.Manifest))
@@ -199,7 +202,10 @@ func (j *job) plan(choices []choice) ([]build.Step, error) {
 			case unfit != nil: // a newer kmodctl may have added it
 				step.Action, step.Reason, step.Err = build.ActionFail, unfit.Error(), unfit
 			default:
-				step = build.Decide(m, c.Digest, k, buildInputs(art.Inputs), j.tool)
+				step = j.planner.Decide(m, c.Digest, k, build.Made{Hash: art.InputHash, Inputs: func() ([]build.Input, error) {
+					whole, _, err := j.reg.ArtifactByDigest(art.Digest)
+					return buildInputs(whole.Inputs), err
+				}})
 			}
 			steps = append(steps, step)
 		}

@@ -73,10 +73,11 @@ type kernelStatus struct {
 
 // moduleStatus is one module of a package for a kernel.
 type moduleStatus struct {
-	Name   string `json:"name"`
-	Digest string `json:"digest"`
-	Path   string `json:"path,omitempty"` // where it is installed
-	Live   string `json:"live,omitempty"` // "live", "live is another build", or "" when not loaded
+	Name    string `json:"name"`
+	Digest  string `json:"digest"`
+	Path    string `json:"path,omitempty"`    // where it is installed
+	Shadows string `json:"shadows,omitempty"` // the path of another file of this name, which loads once this one is uninstalled
+	Live    string `json:"live,omitempty"`    // "live", "live is another build", or "" when not loaded
 }
 
 func (e *env) status(ctx context.Context, args []string) error {
@@ -89,36 +90,17 @@ func (e *env) status(ctx context.Context, args []string) error {
 	if s.kernels, err = kernel.Find(e.root); err != nil {
 		return err
 	}
-	if s.installs, err = reg.Installs(); err != nil {
-		return err
+	for _, k := range s.kernels {
+		if k.Tree != nil {
+			build.Foresee(k)
+		}
 	}
-	if s.drift, err = reg.Look(e.root); err != nil {
-		return err
-	}
-	if e.root.IsHost() {
-		s.live, _ = loader.ReadState(e.root) // a kernel without modules has none that are live
-	}
-	s.machine = os.Getuid() == 0 || !e.root.IsHost() || len(s.installs) > 0
-	sources, err := reg.Sources()
+	sources, err := s.asked(args)
 	if err != nil {
 		return err
 	}
-	s.latest = map[string]registry.Source{}
-	for _, src := range sources {
-		if s.latest[src.Origin].Added.Before(src.Added) {
-			s.latest[src.Origin] = src
-		}
-	}
-	if len(args) > 0 {
-		var named []registry.Source
-		for _, arg := range args {
-			src, err := source(reg, arg)
-			if err != nil {
-				return err
-			}
-			named = append(named, src)
-		}
-		sources = named
+	if err := s.gather(); err != nil {
+		return err
 	}
 	packages := []packageStatus{}
 	for _, src := range sources {
@@ -132,18 +114,12 @@ func (e *env) status(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	var foreign []registry.Drift
-	for _, d := range s.drift {
-		if d.Package == "" && s.machine {
-			foreign = append(foreign, d)
-		}
-	}
 	if e.json {
 		return e.document("status", map[string]any{
-			"packages": packages, "foreign": orEmpty(foreign), "unfinished": orEmpty(unfinished), "writer": holder,
+			"packages": packages, "foreign": orEmpty(s.foreign), "unfinished": orEmpty(unfinished), "writer": holder,
 		})
 	}
-	return e.printStatus(packages, foreign, unfinished, holder)
+	return e.printStatus(packages, s.foreign, unfinished, holder)
 }
 
 // orEmpty makes a list without elements [] in JSON rather than null.
@@ -154,15 +130,88 @@ func orEmpty[T any](list []T) []T {
 	return list
 }
 
+// asked are the packages that the arguments name; all when there are none.
+func (s *statusReader) asked(args []string) (sources []registry.Source, err error) {
+	if len(args) == 0 {
+		return s.reg.Sources()
+	}
+	for _, arg := range args {
+		src, err := source(s.reg, arg)
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, src)
+		s.only = append(s.only, src.Name)
+	}
+	return sources, nil
+}
+
+// gather reads what the status of every package is made from, each kind of row at once.
+func (s *statusReader) gather() error {
+	rows, err := s.reg.Installs(s.only...)
+	if err != nil {
+		return err
+	}
+	s.installs = map[target][]registry.Install{}
+	for _, i := range rows {
+		to := target{i.Package, i.Release}
+		s.installs[to] = append(s.installs[to], i)
+		if here := (choice{kernels: s.kernels}); !here.covers(i.Release) && !slices.Contains(s.gone, i.Release) {
+			s.gone = append(s.gone, i.Release) // in the order of the rows
+		}
+	}
+	drift, err := s.reg.Look(s.root, s.only...)
+	if err != nil {
+		return err
+	}
+	s.machine = os.Getuid() == 0 || !s.root.IsHost() || len(s.installs) > 0
+	s.drift = map[target][]registry.Drift{}
+	for _, d := range drift {
+		if d.Package != "" {
+			to := target{d.Package, d.Release}
+			s.drift[to] = append(s.drift[to], d)
+		} else if s.machine {
+			s.foreign = append(s.foreign, d)
+		}
+	}
+	failures, err := s.reg.Failures(s.only...)
+	if err != nil {
+		return err
+	}
+	s.failures = map[target][]registry.Attempt{}
+	for _, a := range failures {
+		to := target{a.Package, a.Release}
+		s.failures[to] = append(s.failures[to], a)
+	}
+	originals, err := s.reg.Originals()
+	if err != nil {
+		return err
+	}
+	s.shadows = map[string]string{}
+	for _, o := range originals {
+		s.shadows[o.Release+" "+o.Module] = o.Path
+	}
+	if s.root.IsHost() {
+		s.running, _ = kernel.Running()
+		s.live, _ = loader.ReadState(s.root) // a kernel without modules has none that are live
+	}
+	return nil
+}
+
 // statusReader gathers, once, what the status of every package is made from.
 type statusReader struct {
 	job
 	kernels  []kernel.Release
-	installs []registry.Install
-	drift    []registry.Drift
+	installs map[target][]registry.Install
+	drift    map[target][]registry.Drift
+	foreign  []registry.Drift
+	gone     []string                      // releases with installs that are no kernel's any more
+	failures map[target][]registry.Attempt // last builds that failed
+	shadows  map[string]string             // by release and module: the path of the original
+	running  string
 	live     *loader.State
 	machine  bool                       // the registry is the machine's, not a user's own: what is installed is its
-	latest   map[string]registry.Source // by origin: the source last added from there
+	latest   map[string]registry.Source // by origin: the source last added from there; once asked for
 }
 
 func (s *statusReader) pkg(ctx context.Context, src registry.Source) (packageStatus, error) {
@@ -180,8 +229,8 @@ func (s *statusReader) pkg(ctx context.Context, src registry.Source) (packageSta
 		p.Kernels = append(p.Kernels, k)
 	}
 	// A kernel that is gone may still have rows: nothing is hidden.
-	for _, release := range releasesOf(s.installs, src.Name, src.Version) {
-		if !slices.ContainsFunc(s.kernels, func(k kernel.Release) bool { return k.Name == release }) {
+	for _, release := range s.gone {
+		if rows := s.installs[target{src.Name, release}]; len(rows) > 0 && rows[0].Version == src.Version {
 			p.Kernels = append(p.Kernels, kernelStatus{Release: release, State: stateGone, Installed: src.Version,
 				Why: "the kernel is no longer here; kmodctl uninstall " + src.Name + " -k " + release + " forgets it"})
 		}
@@ -197,6 +246,15 @@ func (s *statusReader) origin(ctx context.Context, src registry.Source) (gone bo
 	}
 	if _, err := os.Stat(src.Origin); err != nil {
 		return errors.Is(err, fs.ErrNotExist), nil // what this user cannot see is not known
+	}
+	if src.Untouched() {
+		return false, nil
+	}
+	if s.latest == nil {
+		var err error
+		if s.latest, err = s.reg.Latest(); err != nil {
+			return false, []string{err.Error()}
+		}
 	}
 	if s.latest[src.Origin].Version != src.Version || s.latest[src.Origin].Name != src.Name {
 		return false, nil
@@ -221,24 +279,22 @@ func (s *statusReader) kernel(src registry.Source, step build.Step) (kernelStatu
 	if pin, ok := s.pins.For(src.Name, step.Release); ok {
 		k.Pinned = pin.Version
 	}
-	paths := map[string]string{}
 	current := built
-	for _, i := range s.installs {
-		if i.Release == step.Release && i.Package == src.Name {
-			k.Installed = i.Version
-			paths[i.Module] = i.Path
-			current = current && i.Artifact == art.Digest
-		}
+	paths := map[string]string{}
+	for _, i := range s.installs[target{src.Name, step.Release}] {
+		k.Installed = i.Version
+		paths[i.Module] = i.Path
+		current = current && i.Artifact == art.Digest
 	}
 	current = current && len(paths) > 0
 	for _, m := range art.Modules {
-		k.Modules = append(k.Modules, moduleStatus{Name: m.Name, Digest: m.Digest, Path: paths[m.Name], Live: s.liveState(step.Release, m)})
+		shown := moduleStatus{Name: m.Name, Digest: m.Digest, Path: paths[m.Name], Live: s.liveState(step.Release, m)}
+		if shown.Path != "" {
+			shown.Shadows = s.shadows[step.Release+" "+m.Name]
+		}
+		k.Modules = append(k.Modules, shown)
 	}
-	last, err := s.reg.Attempts(src.Name, step.Release, 0)
-	if err != nil {
-		return k, err
-	}
-	k.State, k.Why = judge(step, built, current, s.damage(src, step.Release), failure(last, step))
+	k.State, k.Why = judge(step, built, current, s.damage(src, step.Release), s.failure(step))
 	return k, nil
 }
 
@@ -263,18 +319,12 @@ func judge(step build.Step, built, installed bool, damage, failure string) (stat
 	return stateAdded, step.Reason
 }
 
-// failure is the error of the last build of today's inputs, "" when it went well or
-// there was none.
-func failure(attempts []registry.Attempt, step build.Step) string {
-	for _, a := range attempts {
-		if a.Op != registry.OpBuild || a.Version != step.Version || a.InputHash != step.InputHash {
-			continue
-		}
-		switch a.Outcome {
-		case registry.OutcomeFailed:
-			return strings.SplitN(a.Error, "\n", 2)[0]
-		case registry.OutcomeOK:
-			return ""
+// failure is the error of the last build, when that was of today's inputs.
+func (s *statusReader) failure(step build.Step) string {
+	for _, a := range s.failures[target{step.Package, step.Release}] {
+		if a.Version == step.Version && a.InputHash == step.InputHash {
+			line, _, _ := strings.Cut(a.Error, "\n")
+			return line
 		}
 	}
 	return ""
@@ -282,8 +332,8 @@ func failure(attempts []registry.Attempt, step build.Step) string {
 
 func (s *statusReader) damage(src registry.Source, release string) string {
 	var found []string
-	for _, d := range s.drift {
-		if d.Package == src.Name && d.Version == src.Version && d.Release == release {
+	for _, d := range s.drift[target{src.Name, release}] {
+		if d.Version == src.Version {
 			found = append(found, d.Path+" is "+d.Kind)
 		}
 	}
@@ -294,7 +344,7 @@ func (s *statusReader) damage(src registry.Source, release string) string {
 }
 
 func (s *statusReader) liveState(release string, m registry.Module) string {
-	if running, err := kernel.Running(); s.live == nil || err != nil || running != release {
+	if s.live == nil || s.running != release {
 		return ""
 	}
 	for _, l := range s.live.Modules {
@@ -345,6 +395,9 @@ func (e *env) printStatus(packages []packageStatus, foreign []registry.Drift, un
 					text := m.Name
 					if m.Live != "" {
 						text += " (" + m.Live + ")"
+					}
+					if m.Shadows != "" && e.verbose {
+						text += " (shadows " + m.Shadows + ")"
 					}
 					modules = append(modules, text)
 				}

@@ -1,16 +1,22 @@
 package main
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
 	"strings"
 	"text/tabwriter"
 )
 
 // table prints columns for people, aligned.
-type table struct{ w *tabwriter.Writer }
+type table struct {
+	w   *tabwriter.Writer
+	out *bufio.Writer // tabwriter writes cell by cell
+}
 
 func (e *env) table(head ...string) table {
-	t := table{tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)}
+	out := bufio.NewWriter(e.out)
+	t := table{tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), out}
 	t.row(head...)
 	return t
 }
@@ -24,4 +30,4 @@ func (t table) row(cells ...string) {
 	fmt.Fprintln(t.w, strings.Join(cells, "\t"))
 }
 
-func (t table) flush() error { return t.w.Flush() }
+func (t table) flush() error { return errors.Join(t.w.Flush(), t.out.Flush()) }
