@@ -279,7 +279,7 @@ func rowsOf(t *testing.T, r *Registry) (list []string) {
 
 func isClean(t *testing.T, r *Registry, root kernel.Root) {
 	t.Helper()
-	if drifts, err := r.Look(root); err != nil || len(drifts) > 0 {
+	if drifts, err := r.Verify(t.Context(), root); err != nil || len(drifts) > 0 {
 		t.Errorf("verify: %+v, %v", drifts, err)
 	}
 }
