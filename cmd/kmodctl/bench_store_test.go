@@ -30,7 +30,7 @@ func BenchmarkStore(b *testing.B) {
 		b.Fatal(err)
 	}
 	sizes := []int{100, 1000, 10000, 20000}
-	commands := [][]string{{"status"}, {"status", "p0003"}, {"build", "--no-install"}}
+	commands := [][]string{{"status"}, {"status", "p0003"}, {"build", "--no-install"}, {"gc", "--dry-run"}}
 	cells := make([][]float64, len(commands))
 	for b.Loop() {
 		for _, size := range sizes {

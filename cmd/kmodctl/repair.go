@@ -219,7 +219,8 @@ func (r *repairer) lost(ctx context.Context, d registry.Drift) {
 		if err != nil {
 			return err
 		}
-		step := build.Decide(m, src.Digest, k, nil, r.tool)
+		planner := build.Planner{Tool: r.tool}
+		step := planner.Decide(m, src.Digest, k, build.Made{})
 		switch step.Action {
 		case build.ActionFail:
 			return step.Err
