@@ -1,5 +1,5 @@
 # kmodctl's make targets. Each is .PHONY: `build` is a folder here.
-.PHONY: all build demo test setup check unit oracle fuzz e2e bench docs clean
+.PHONY: all build demo test setup check unit oracle fuzz e2e registry torture bench docs clean
 
 GO      ?= go
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo devel)
@@ -26,6 +26,7 @@ test:
 	$(PART) unit  'unit tests, race detector' $(MAKE) unit
 	$(PART) ko    'every .ko against modinfo' $(MAKE) oracle
 	$(PART) fuzz  'fuzzers, 20,000 inputs each' $(MAKE) fuzz
+	$(PART) registry 'the registry: faults, kills, full disks' $(MAKE) registry
 	$(PART) main  'the main job on real kernels' $(MAKE) e2e
 
 setup:
@@ -54,7 +55,15 @@ fuzz:
 
 e2e: all
 	CGO_ENABLED=0 $(TEST) -timeout 30m ./internal/vm
-	CGO_ENABLED=0 $(TEST) -timeout 30m -tags $(TAGS) -v ./cmd/kmodctl
+	CGO_ENABLED=0 $(TEST) -timeout 30m -tags $(TAGS) -skip Torture -v ./cmd/kmodctl
+
+# What the registry withstands; in full it takes hours.
+registry:
+	CGO_ENABLED=0 $(TEST) -timeout 6h -tags $(TAGS) -run Torture -v ./cmd/kmodctl
+
+torture:
+	.ci/setup test
+	KMODCTL_TORTURE=full $(PART) torture 'the registry, every fault' $(MAKE) registry
 
 # Figures, not tests: ratios against a peer in the same run.
 bench: all
