@@ -222,18 +222,12 @@ func blobRefs(q queryer) ([]blobRef, error) {
 		return nil, err
 	}
 	as, err := collect(q, func(rows *sql.Rows, a *Artifact) error {
-		var text []byte
-		if err := rows.Scan(&a.Digest, &text); err != nil {
+		var modules []byte
+		if err := rows.Scan(&a.Digest, &a.Log, &modules); err != nil {
 			return err
 		}
-		var named struct { // the rest is long
-			Log     string
-			Modules []Module
-		}
-		err := json.Unmarshal(text, &named)
-		a.Log, a.Modules = named.Log, named.Modules
-		return err
-	}, `SELECT digest, record FROM artifact`)
+		return json.Unmarshal(modules, &a.Modules)
+	}, `SELECT digest, coalesce(record ->> 'log', ''), coalesce(record -> 'modules', '[]') FROM artifact`) // not the inputs, which are long
 	for _, a := range as {
 		refs = append(refs, blobRef{blob: a.Digest, artifact: a.Digest}, blobRef{blob: a.Log, artifact: a.Digest})
 		for _, m := range a.Modules {
