@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -253,19 +254,22 @@ func (r *Registry) sweepModules(release string) error {
 	return nil
 }
 
-// ForgetArtifact drops an artifact that is lost, and its blobs. What is installed cannot be
-// forgotten.
+// ForgetArtifact drops an artifact that is lost, and its blobs; a pin on it becomes one on its
+// version. One that is installed cannot be forgotten.
 func (r *Registry) ForgetArtifact(digest string) error {
 	a, known, err := r.newest(`digest = ?`, digest)
 	if err != nil || !known {
 		return err
 	}
 	err = r.write(func(tx *sql.Tx) error {
+		if _, err := tx.Exec(`UPDATE pin SET artifact = '' WHERE artifact = ?`, digest); err != nil {
+			return err
+		}
 		_, err := tx.Exec(`DELETE FROM artifact WHERE digest = ?`, digest)
 		return err
 	})
 	if err != nil {
-		return err
+		return fmt.Errorf("forget artifact %s: %w", digest, err)
 	}
 	return r.dropBlobs(a.blobs())
 }

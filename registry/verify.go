@@ -28,6 +28,7 @@ type Drift struct {
 	Package string `json:"package,omitempty"` // "" for a foreign file
 	Version string `json:"version,omitempty"`
 	Digest  string `json:"digest,omitempty"` // that a blob should have
+	Needed  string `json:"needed,omitempty"` // of a .ko blob: the digest of the artifact that needs it
 	Why     string `json:"why,omitempty"`
 }
 
@@ -274,7 +275,7 @@ func (r *Registry) neededBlobs() (map[string]Drift, error) {
 		d.Why = fmt.Sprintf("record of %s %s for %s", a.Package, a.Version, a.Release)
 		needed[a.Digest] = d
 		for _, m := range a.Modules {
-			d.Digest, d.Module = m.Digest, m.Name
+			d.Digest, d.Module, d.Needed = m.Digest, m.Name, a.Digest
 			d.Why = fmt.Sprintf("%s of %s %s for %s", m.File, a.Package, a.Version, a.Release)
 			needed[m.Digest] = d
 		}

@@ -52,8 +52,11 @@ func (e *env) repair(ctx context.Context) error {
 	}
 	if r.reg != nil { // nil: a dry run on a damaged database
 		defer func() { e.close(r.reg) }()
-		if err := r.mendAll(ctx); err != nil {
-			return err
+		// What the first round builds may leave an artifact behind that nothing needs.
+		for more, rounds := true, 0; more && rounds < 3; rounds++ {
+			if more, err = r.mendAll(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	if e.json {
@@ -113,42 +116,48 @@ func readManifest(top map[string]string) (text, name, version string, err error)
 }
 
 // mendAll mends, in the order in which one thing helps the next: the database, the
-// blobs and what is recorded, lost artifacts, what is installed.
-func (r *repairer) mendAll(ctx context.Context) error {
+// blobs and what is recorded, lost artifacts, what is installed. more is true when something
+// was built: there may be something left to mend then.
+func (r *repairer) mendAll(ctx context.Context) (more bool, err error) {
+	r.newest = nil
 	drifts, err := r.drifts(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if i := slices.IndexFunc(drifts, func(d registry.Drift) bool { return d.Object == registry.ObjectDatabase }); i >= 0 {
 		if !r.dryRun {
 			if err := r.reg.Close(); err != nil {
-				return err
+				return false, err
 			}
 		}
 		reg, err := r.rebuild(ctx, drifts[i])
 		if err != nil || reg == nil {
-			return err
+			return false, err
 		}
 		r.reg, r.newest = reg, nil
 		if drifts, err = r.drifts(ctx); err != nil {
-			return err
+			return false, err
 		}
 	}
-	again := map[target]bool{} // to be built
-	place := map[string]bool{} // releases whose installed modules are not right
+	again := map[target]bool{}   // built and installed again
+	about := map[string]bool{}   // artifacts that have been seen to
+	place := map[string]bool{}   // releases whose installed modules are not right
+	seen := slices.Clone(r.done) // in the rounds before
 	for _, d := range drifts {
+		if slices.ContainsFunc(seen, func(m mending) bool { return m.Drift == d && (m.Error != "" || m.How == "") }) {
+			continue // in vain
+		}
 		remedy, err := r.reg.Remedy(ctx, r.root, d)
 		switch {
 		case err != nil:
-			return err
+			return false, err
 		case remedy != nil:
 			r.note(d, remedy.What, remedy.Do)
-		case d.Kind == driftStale, d.Object == registry.ObjectBlob && d.Release != "":
-			to := target{d.Package, d.Release}
-			if !again[to] {
-				r.lost(ctx, d)
+		case d.Kind == driftStale, d.Needed != "":
+			more = true
+			if err := r.lost(ctx, d, about, again); err != nil {
+				return false, err
 			}
-			again[to] = true
 		case d.Object == registry.ObjectInstalled && d.Package != "":
 			place[d.Release] = true
 			r.note(d, "install "+d.Package+" "+d.Version+" for "+d.Release+" again", nil)
@@ -160,10 +169,10 @@ func (r *repairer) mendAll(ctx context.Context) error {
 	}
 	for release := range place {
 		if err := r.placeAgain(ctx, release, again); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return more && !r.dryRun, nil
 }
 
 // note tells what is done about a drift, and does it.
@@ -200,54 +209,83 @@ func (r *repairer) leave(d registry.Drift) {
 	r.fail(fmt.Errorf("repair: %s: no copy of it is left", driftLine(d)))
 }
 
-// lost builds an artifact again that is stale or has lost a module for good.
-func (r *repairer) lost(ctx context.Context, d registry.Drift) {
+// lost builds an artifact again that is stale or has lost a module for good, and installs
+// the new one where the old one is. One that is lost, has a newer one and is not
+// installed is forgotten instead.
+func (r *repairer) lost(ctx context.Context, d registry.Drift, about map[string]bool, again map[target]bool) error {
+	newest, old, err := r.artifactsOf(d)
+	if err != nil || about[old.Digest] {
+		return err
+	}
+	about[old.Digest] = true
+	installs, err := r.reg.Installs()
+	if err != nil {
+		return err
+	}
+	installed := slices.ContainsFunc(installs, func(i registry.Install) bool {
+		same := i.Package == d.Package && i.Version == d.Version && i.Release == d.Release
+		return i.Artifact == old.Digest || d.Kind == driftStale && same
+	})
+	if !installed && newest.Digest != old.Digest {
+		r.note(d, "forget its artifact, which has a newer one", func() error { return r.reg.ForgetArtifact(old.Digest) })
+		return nil
+	}
 	r.note(d, "build "+d.Package+" "+d.Version+" for "+d.Release+" again", func() error {
-		old, known, err := r.reg.Artifact(d.Package, d.Version, d.Release)
+		made, err := r.buildAgain(ctx, d)
 		if err != nil {
 			return err
 		}
-		src, err := r.reg.Source(d.Package, d.Version)
-		if err != nil {
-			return err
-		}
-		k, err := kernel.Get(r.root, d.Release)
-		if err != nil {
-			return err
-		}
-		m, err := build.ParseManifest(src.Name+"@"+src.Version+"/"+build.ManifestFile, []byte(src.Manifest))
-		if err != nil {
-			return err
-		}
-		planner := build.Planner{Tool: r.tool}
-		step := planner.Decide(m, src.Digest, k, build.Made{})
-		switch step.Action {
-		case build.ActionFail:
-			return step.Err
-		case build.ActionSkip:
-			return errors.New(step.Reason)
-		}
-		if err := r.buildOne(ctx, src, step); err != nil {
-			return err
-		}
-		art, _, err := r.reg.Artifact(d.Package, d.Version, d.Release)
-		if err != nil {
-			return err
-		}
-		installs, err := r.reg.Installs()
-		if err != nil {
-			return err
-		}
-		if slices.Contains(releasesOf(installs, d.Package, ""), d.Release) {
-			if _, err := r.reg.Install(ctx, d.Release, []registry.Artifact{art}); err != nil {
+		if installed {
+			if _, err := r.reg.Install(ctx, d.Release, []registry.Artifact{made}); err != nil {
 				return err
 			}
+			again[target{d.Package, d.Release}] = true
 		}
-		if d.Kind == driftStale || !known || old.Digest == art.Digest {
+		back := func(m registry.Module) bool { return m.Digest == d.Digest }
+		if d.Kind == driftStale || slices.ContainsFunc(made.Modules, back) {
 			return nil
 		}
-		return r.reg.ForgetArtifact(old.Digest) // its modules are those of the new one, or lost
+		return r.reg.ForgetArtifact(old.Digest)
 	})
+	return nil
+}
+
+// artifactsOf returns the newest artifact of a drift's package version for its release, and the
+// one that the drift is about.
+func (r *repairer) artifactsOf(d registry.Drift) (newest, old registry.Artifact, err error) {
+	if newest, _, err = r.reg.Artifact(d.Package, d.Version, d.Release); err != nil || d.Needed == "" {
+		return newest, newest, err
+	}
+	old, _, err = r.reg.ArtifactByDigest(d.Needed)
+	return newest, old, err
+}
+
+func (r *repairer) buildAgain(ctx context.Context, d registry.Drift) (made registry.Artifact, err error) {
+	src, err := r.reg.Source(d.Package, d.Version)
+	if err != nil {
+		return made, err
+	}
+	k, err := kernel.Get(r.root, d.Release)
+	if err != nil {
+		return made, err
+	}
+	m, err := build.ParseManifest(src.Name+"@"+src.Version+"/"+build.ManifestFile, []byte(src.Manifest))
+	if err != nil {
+		return made, err
+	}
+	r.planner.Tool = r.tool
+	step := r.planner.Decide(m, src.Digest, k, build.Made{})
+	switch step.Action {
+	case build.ActionFail:
+		return made, step.Err
+	case build.ActionSkip:
+		return made, errors.New(step.Reason)
+	}
+	if err := r.buildOne(ctx, src, step); err != nil {
+		return made, err
+	}
+	made, _, err = r.reg.Artifact(d.Package, d.Version, d.Release)
+	return made, err
 }
 
 // placeAgain installs what the rows of a release say, but for what was built again.

@@ -71,7 +71,7 @@ func (e *env) verify(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if unfinished, err = tellUnfinished(reg); err != nil {
+		if unfinished, err = tellUnfinished(reg); err != nil && !errors.As(err, &damaged) { // that is told
 			return err
 		}
 	}
@@ -135,29 +135,28 @@ func (j *job) drifts(ctx context.Context) ([]registry.Drift, error) {
 	if err != nil || slices.ContainsFunc(drifts, func(d registry.Drift) bool { return d.Object == registry.ObjectDatabase }) {
 		return drifts, err
 	}
-	steps, err := j.staleSteps()
+	installs, err := j.reg.Installs()
+	if err != nil {
+		return nil, err
+	}
+	if j.ownRegistry() && len(installs) == 0 { // what is in /lib/modules is the machine's
+		drifts = slices.DeleteFunc(drifts, func(d registry.Drift) bool { return d.Object == registry.ObjectInstalled })
+	}
+	steps, err := j.staleSteps(installs)
 	if err != nil {
 		return nil, err
 	}
 	for _, s := range steps {
 		drifts = append(drifts, registry.Drift{Kind: driftStale, Object: objectArtifact, Package: s.Package, Version: s.Version, Release: s.Release, Why: s.Reason})
 	}
-	older, err := j.loadedOlder()
+	older, err := j.loadedOlder(installs)
 	return append(drifts, older...), err
 }
 
-// staleSteps are the builds that a bare build would do because inputs changed.
-func (j *job) staleSteps() ([]build.Step, error) {
-	sources, err := newest(j.reg)
-	if err != nil {
-		return nil, err
-	}
-	kernels, err := kernel.Find(j.root)
-	if err != nil {
-		return nil, err
-	}
-	kernels = slices.DeleteFunc(kernels, func(k kernel.Release) bool { return k.Tree == nil })
-	choices, err := j.choose(sources, kernels)
+// staleSteps are the builds that changed inputs ask for: of the versions that a bare build
+// would take, and of those that are installed.
+func (j *job) staleSteps(installs []registry.Install) ([]build.Step, error) {
+	choices, err := j.inUse(installs)
 	if err != nil {
 		return nil, err
 	}
@@ -171,8 +170,39 @@ func (j *job) staleSteps() ([]build.Step, error) {
 	}), nil
 }
 
+// inUse are the versions that a bare build would take, and those that are installed.
+func (j *job) inUse(installs []registry.Install) ([]choice, error) {
+	kernels, err := kernel.Find(j.root)
+	if err != nil {
+		return nil, err
+	}
+	kernels = slices.DeleteFunc(kernels, func(k kernel.Release) bool { return k.Tree == nil })
+	sources, err := newest(j.reg)
+	if err != nil {
+		return nil, err
+	}
+	choices, err := j.choose(sources, kernels)
+	if err != nil {
+		return nil, err
+	}
+	all, err := j.reg.Sources()
+	if err != nil {
+		return nil, err
+	}
+	for _, src := range all {
+		releases := releasesOf(installs, src.Name, src.Version)
+		for i, k := range kernels {
+			chosen := func(c choice) bool { return c.Name == src.Name && c.Version == src.Version && c.covers(k.Name) }
+			if slices.Contains(releases, k.Name) && !slices.ContainsFunc(choices, chosen) {
+				choices = append(choices, choice{src, kernels[i : i+1]})
+			}
+		}
+	}
+	return choices, nil
+}
+
 // loadedOlder compares the live modules with those that are installed for the running kernel.
-func (j *job) loadedOlder() (drifts []registry.Drift, err error) {
+func (j *job) loadedOlder(installs []registry.Install) (drifts []registry.Drift, err error) {
 	if !j.root.IsHost() {
 		return nil, nil
 	}
@@ -183,10 +213,6 @@ func (j *job) loadedOlder() (drifts []registry.Drift, err error) {
 	live, err := loader.ReadState(j.root)
 	if err != nil {
 		return nil, nil // a kernel without modules has none that are live
-	}
-	installs, err := j.reg.Installs()
-	if err != nil {
-		return nil, err
 	}
 	for _, i := range installs {
 		if i.Release != running {
