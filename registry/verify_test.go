@@ -344,5 +344,11 @@ func TestClockSetBack(t *testing.T) {
 	if now, ok, err := r.Artifact("net", "2", release); err != nil || !ok || now.Digest != a.Digest || attempts[0].Op != OpInstall || attempts[0].Artifact != a.Digest {
 		t.Errorf("newest: %+v, %+v, %v", now, attempts, err)
 	}
+	if _, err := r.CollectGarbage(t.Context(), time.Now(), 30*24*time.Hour); err != nil {
+		t.Error(err)
+	}
+	if _, ok, err := r.ArtifactByDigest(a.Digest); err != nil || !ok {
+		t.Errorf("gc took what is installed: %v", err)
+	}
 	equal(t, "verify", drifts(t, r, root), nil)
 }
