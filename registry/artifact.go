@@ -189,16 +189,23 @@ func (r *Registry) Artifacts() ([]Artifact, error) {
 }
 
 // Newest is Artifacts for a look at many: of some packages, or of all when none is
-// named, and of each only Digest, Package, Version, Release, InputHash and Modules,
-// as far as modulesOf tells. It takes the rows at their word; Install does not.
+// named, and of each only Digest, Package, Version, Release, InputHash and Modules, as far as
+// parseModules tells. It takes the rows at their word; Install does not.
 func (r *Registry) Newest(packages ...string) ([]Artifact, error) {
 	of, args := ofPackages(packages)
-	as, err := collect(r.db, scanNewest, `SELECT digest, package, version, release, input_hash, record FROM artifact
-		WHERE id IN (SELECT max(id) FROM artifact WHERE true`+of+` GROUP BY package, version, release)`, args...)
+	// The index has all of it: the records are four fifths of the database.
+	as, err := collect(r.db, scanNewest, `SELECT digest, package, version, release, input_hash, record ->> '$.modules'
+		FROM artifact INDEXED BY artifact_newest WHERE true`+of+` ORDER BY package, version, release, id`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read artifacts: %w", err)
 	}
-	return as, nil
+	newest := as[:0]
+	for i, a := range as {
+		if i+1 == len(as) || a.Package != as[i+1].Package || a.Version != as[i+1].Version || a.Release != as[i+1].Release {
+			newest = append(newest, a)
+		}
+	}
+	return newest, nil
 }
 
 // ofPackages is a condition of a query for the rows of some packages, or for all.
@@ -216,22 +223,19 @@ func scanNewest(rows *sql.Rows, a *Artifact) error {
 		return err
 	}
 	var err error
-	if a.Modules, err = modulesOf(text); err != nil {
+	if a.Modules, err = parseModules(text); err != nil {
 		return &DamagedError{dbFile, fmt.Errorf("record %s: %w", a.Digest, err)}
 	}
 	return nil
 }
 
-// modulesOf reads of a record's modules Name, File, Digest, BuildID and Version. To take
-// each of 20,000 records apart as JSON costs more than all else that status does.
-func modulesOf(text []byte) (modules []Module, err error) {
-	_, list, found := bytes.Cut(text, []byte(`,"modules":[`))
-	if !found || bytes.IndexByte(text, '\\') >= 0 { // a string may hold a quote
-		var rec record
-		err := json.Unmarshal(text, &rec)
-		return rec.Modules, err
+// parseModules reads Name, File, Digest, BuildID and Version of a record's modules. To take
+// 20,000 lists apart as JSON costs more than all else that status does.
+func parseModules(text []byte) (modules []Module, err error) {
+	if bytes.IndexByte(text, '\\') >= 0 { // a string may hold a quote
+		return modules, json.Unmarshal(text, &modules)
 	}
-	for i, object := range bytes.Split(list, []byte(`{"name":"`)) {
+	for i, object := range bytes.Split(text, []byte(`{"name":"`)) {
 		if i == 0 {
 			continue
 		}

@@ -34,7 +34,6 @@ CREATE TABLE artifact (
 	id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE,
 	package TEXT NOT NULL, version TEXT NOT NULL, release TEXT NOT NULL,
 	input_hash TEXT NOT NULL, record TEXT NOT NULL, imported INTEGER NOT NULL DEFAULT 0) STRICT;
-CREATE INDEX artifact_target ON artifact (package, version, release, id);
 CREATE INDEX artifact_input ON artifact (input_hash);
 CREATE TABLE attempt (
 	id INTEGER PRIMARY KEY, op TEXT NOT NULL,
@@ -66,6 +65,7 @@ CREATE TABLE pin (
 	artifact TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (package, release)) STRICT;
 CREATE TABLE removal (name TEXT NOT NULL, version TEXT NOT NULL, PRIMARY KEY (name, version)) STRICT;
 CREATE TABLE kernel (release TEXT PRIMARY KEY, stamp TEXT NOT NULL, gone INTEGER NOT NULL) STRICT;
+CREATE INDEX artifact_newest ON artifact (package, version, release, id, digest, input_hash, record ->> '$.modules');
 CREATE INDEX attempt_build ON attempt (package, version, release, id, outcome) WHERE op = 'build' AND outcome IN ('ok', 'failed');
 CREATE INDEX install_package ON install (package);
 CREATE INDEX install_artifact ON install (artifact);
@@ -75,6 +75,7 @@ CREATE INDEX install_artifact ON install (artifact);
 // them in one transaction, a reader on a copy of his own.
 var migrations = map[string]struct{ next, sql string }{
 	"1": {"2", schema2 + `
+DROP INDEX artifact_target;
 ALTER TABLE artifact ADD COLUMN imported INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE attempt ADD COLUMN artifact TEXT NOT NULL DEFAULT '';
 ALTER TABLE install ADD COLUMN mtime INTEGER NOT NULL DEFAULT 0;

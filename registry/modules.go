@@ -35,6 +35,7 @@ type modules struct {
 	inside  string // /lib/modules/R
 	host    string // as this process opens it, free of links
 	tree    *os.Root
+	ours    *os.Root       // our folder, once many files of it are looked at
 	undo    []func() error // what takes back the change so far, last first
 }
 
@@ -70,7 +71,12 @@ func openModules(root kernel.Root, release string) (*modules, error) {
 	return m, nil
 }
 
-func (m *modules) Close() error { return m.tree.Close() }
+func (m *modules) Close() error {
+	if m.ours != nil {
+		m.ours.Close()
+	}
+	return m.tree.Close()
+}
 
 // path is a file of our folder as named inside the root; name is the reverse.
 func (m *modules) path(file string) string { return path.Join(m.inside, ourDir, file) }

@@ -73,7 +73,7 @@ func TestFailures(t *testing.T) {
 func TestOnePackageIsFound(t *testing.T) {
 	r := writer(t, t.TempDir(), "/")
 	for _, query := range []string{
-		`SELECT max(id) FROM artifact WHERE true` + " AND package IN (SELECT value FROM json_each(?)) GROUP BY package, version, release",
+		`SELECT digest, record ->> '$.modules' FROM artifact WHERE true AND package IN (SELECT value FROM json_each(?)) ORDER BY package, version, release, id`,
 		`SELECT max(id) AS id, outcome FROM attempt WHERE op = 'build' AND outcome IN ('ok', 'failed') AND package IN (SELECT value FROM json_each(?)) GROUP BY package, version, release`,
 		`SELECT release FROM install WHERE true AND package IN (SELECT value FROM json_each(?))`,
 	} {

@@ -350,7 +350,11 @@ func (r *Registry) verifyModules(ctx context.Context, root kernel.Root) ([]Drift
 	for _, in := range ins {
 		busy[in.Release] = true
 	}
-	files, err := r.compare(root, func(*modules, Install) bool { return false })
+	rows, err := r.Installs()
+	if err != nil {
+		return nil, err
+	}
+	files, err := compare(root, rows, true, func(*modules, Install) bool { return false })
 	if err != nil {
 		return nil, err
 	}
@@ -452,17 +456,23 @@ func (o Original) judge(root kernel.Root) (kind, why string) {
 
 // Look compares what is installed under root with the rows. A file that has size and
 // mtime of its row is taken for unmodified; every other one is read. It
-// changes nothing. When packages are named only their files are looked at: no foreign ones.
-func (r *Registry) Look(root kernel.Root, packages ...string) ([]Drift, error) {
-	return r.compare(root, (*modules).unchanged, packages...)
-}
-
-// compare finds the drifts of installed files. same spares the reading of a row's file.
-func (r *Registry) compare(root kernel.Root, same func(*modules, Install) bool, packages ...string) ([]Drift, error) {
-	rows, err := r.Installs(packages...)
+// changes nothing.
+func (r *Registry) Look(root kernel.Root) ([]Drift, error) {
+	rows, err := r.Installs()
 	if err != nil {
 		return nil, err
 	}
+	return LookAt(root, rows, true)
+}
+
+// LookAt is Look at the files of some rows of Installs. When they are all that there are,
+// it can tell of foreign files too.
+func LookAt(root kernel.Root, rows []Install, all bool) ([]Drift, error) {
+	return compare(root, rows, all, (*modules).unchanged)
+}
+
+// compare finds the drifts of installed files. same spares the reading of a row's file.
+func compare(root kernel.Root, rows []Install, all bool, same func(*modules, Install) bool) ([]Drift, error) {
 	mine := map[string][]Install{}
 	for _, i := range rows {
 		mine[i.Release] = append(mine[i.Release], i)
@@ -472,7 +482,7 @@ func (r *Registry) compare(root kernel.Root, same func(*modules, Install) bool, 
 		return nil, fmt.Errorf("verify installs: %w", err)
 	}
 	for _, d := range dirs {
-		if len(packages) == 0 && d.IsDir() && !strings.HasPrefix(d.Name(), ".") {
+		if all && d.IsDir() && !strings.HasPrefix(d.Name(), ".") {
 			mine[d.Name()] = slices.Clip(mine[d.Name()]) // a release without rows may have foreign files
 		}
 	}
@@ -484,7 +494,7 @@ func (r *Registry) compare(root kernel.Root, same func(*modules, Install) bool, 
 		}
 		drifts = append(drifts, found...)
 	}
-	if len(packages) > 0 {
+	if !all {
 		drifts = slices.DeleteFunc(drifts, func(d Drift) bool { return d.Kind == DriftForeign })
 	}
 	return drifts, nil
@@ -543,7 +553,13 @@ func compareRelease(root kernel.Root, release string, rows []Install, same func(
 
 // unchanged reports whether size and mtime of a row's file are as they were when it was installed.
 func (m *modules) unchanged(i Install) bool {
-	info, err := m.tree.Lstat(path.Join(ourDir, path.Base(i.Path)))
+	if m.ours == nil {
+		var err error
+		if m.ours, err = m.tree.OpenRoot(ourDir); err != nil {
+			return false
+		}
+	}
+	info, err := m.ours.Lstat(path.Base(i.Path))
 	return err == nil && info.Mode().IsRegular() && i.Mtime != 0 && info.ModTime().UnixNano() == i.Mtime && info.Size() == i.Size
 }
 

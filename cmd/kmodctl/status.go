@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sync/errgroup"
 
 	"kmodctl/build"
 	"kmodctl/internal/kernel"
@@ -87,24 +88,13 @@ func (e *env) status(ctx context.Context, args []string) error {
 	}
 	defer reg.Close()
 	s := &statusReader{job: job{env: e, reg: reg}}
-	if s.kernels, err = kernel.Find(e.root); err != nil {
-		return err
-	}
-	for _, k := range s.kernels {
-		if k.Tree != nil {
-			build.Foresee(k)
-		}
-	}
-	sources, err := s.asked(args)
+	sources, err := s.gather(ctx, args)
 	if err != nil {
-		return err
-	}
-	if err := s.gather(); err != nil {
 		return err
 	}
 	packages := []packageStatus{}
 	for _, src := range sources {
-		p, err := s.pkg(ctx, src)
+		p, err := s.pkg(src)
 		if err != nil {
 			return err
 		}
@@ -146,34 +136,82 @@ func (s *statusReader) asked(args []string) (sources []registry.Source, err erro
 	return sources, nil
 }
 
-// gather reads what the status of every package is made from, each kind of row at once.
-func (s *statusReader) gather() error {
+// gather reads what the status of every package is made from, each kind of thing at
+// once, and looks at files while the registry reads rows. It returns the packages.
+func (s *statusReader) gather(ctx context.Context, args []string) ([]registry.Source, error) {
+	var g errgroup.Group
+	defer g.Wait()
+	g.Go(s.findKernels)
+	sources, err := s.asked(args)
+	if err != nil {
+		return nil, err
+	}
 	rows, err := s.reg.Installs(s.only...)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	g.Go(func() error {
+		s.lookAtOrigins(ctx, sources)
+		return nil
+	})
+	g.Go(func() error { return s.lookAtFiles(rows) })
+	if err := s.know(); err != nil {
+		return nil, err
+	}
+	if err := s.knowMore(); err != nil {
+		return nil, err
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	here := choice{kernels: s.kernels}
 	s.installs = map[target][]registry.Install{}
 	for _, i := range rows {
 		to := target{i.Package, i.Release}
 		s.installs[to] = append(s.installs[to], i)
-		if here := (choice{kernels: s.kernels}); !here.covers(i.Release) && !slices.Contains(s.gone, i.Release) {
+		if !here.covers(i.Release) && !slices.Contains(s.gone, i.Release) {
 			s.gone = append(s.gone, i.Release) // in the order of the rows
 		}
 	}
-	drift, err := s.reg.Look(s.root, s.only...)
+	return sources, nil
+}
+
+func (s *statusReader) findKernels() (err error) {
+	if s.kernels, err = kernel.Find(s.root); err != nil {
+		return err
+	}
+	for _, k := range s.kernels {
+		if k.Tree != nil {
+			build.Foresee(k)
+		}
+	}
+	if s.root.IsHost() {
+		s.running, _ = kernel.Running()
+		s.live, _ = loader.ReadState(s.root) // a kernel without modules has none that are live
+	}
+	return nil
+}
+
+func (s *statusReader) lookAtFiles(rows []registry.Install) error {
+	drift, err := registry.LookAt(s.root, rows, len(s.only) == 0)
 	if err != nil {
 		return err
 	}
-	s.machine = os.Getuid() == 0 || !s.root.IsHost() || len(s.installs) > 0
+	machine := os.Getuid() == 0 || !s.root.IsHost() || len(rows) > 0 // the registry is the machine's, not a user's own: what is installed is its
 	s.drift = map[target][]registry.Drift{}
 	for _, d := range drift {
 		if d.Package != "" {
 			to := target{d.Package, d.Release}
 			s.drift[to] = append(s.drift[to], d)
-		} else if s.machine {
+		} else if machine {
 			s.foreign = append(s.foreign, d)
 		}
 	}
+	return nil
+}
+
+// knowMore reads what only status wants to know.
+func (s *statusReader) knowMore() error {
 	failures, err := s.reg.Failures(s.only...)
 	if err != nil {
 		return err
@@ -191,10 +229,6 @@ func (s *statusReader) gather() error {
 	for _, o := range originals {
 		s.shadows[o.Release+" "+o.Module] = o.Path
 	}
-	if s.root.IsHost() {
-		s.running, _ = kernel.Running()
-		s.live, _ = loader.ReadState(s.root) // a kernel without modules has none that are live
-	}
 	return nil
 }
 
@@ -210,13 +244,14 @@ type statusReader struct {
 	shadows  map[string]string             // by release and module: the path of the original
 	running  string
 	live     *loader.State
-	machine  bool                       // the registry is the machine's, not a user's own: what is installed is its
+	origins  map[string]origin          // by NAME@VERSION
 	latest   map[string]registry.Source // by origin: the source last added from there; once asked for
 }
 
-func (s *statusReader) pkg(ctx context.Context, src registry.Source) (packageStatus, error) {
+func (s *statusReader) pkg(src registry.Source) (packageStatus, error) {
 	p := packageStatus{Name: src.Name, Version: src.Version, Origin: src.Origin, Kernels: []kernelStatus{}}
-	p.OriginGone, p.OriginChanged = s.origin(ctx, src)
+	at := s.origins[src.Name+"@"+src.Version]
+	p.OriginGone, p.OriginChanged = at.gone, at.changed
 	steps, err := s.plan([]choice{{src, s.kernels}})
 	if err != nil {
 		return p, err
@@ -238,35 +273,48 @@ func (s *statusReader) pkg(ctx context.Context, src registry.Source) (packageSta
 	return p, nil
 }
 
+// origin is what has become of the folder that a source was added from.
+type origin struct {
+	gone    bool
+	changed []string // files, or why they cannot be compared
+}
+
+func (s *statusReader) lookAtOrigins(ctx context.Context, sources []registry.Source) {
+	s.origins = map[string]origin{}
+	for _, src := range sources {
+		s.origins[src.Name+"@"+src.Version] = s.origin(ctx, src)
+	}
+}
+
 // origin compares the folder that a source was added from with what was added. A
 // folder that holds another version by now tells nothing of this one.
-func (s *statusReader) origin(ctx context.Context, src registry.Source) (gone bool, changed []string) {
-	if src.Origin == "" { // imported
-		return false, nil
+func (s *statusReader) origin(ctx context.Context, src registry.Source) (at origin) {
+	if src.Origin == "" || src.Untouched() { // imported, or nothing to tell
+		return at
 	}
 	if _, err := os.Stat(src.Origin); err != nil {
-		return errors.Is(err, fs.ErrNotExist), nil // what this user cannot see is not known
-	}
-	if src.Untouched() {
-		return false, nil
+		at.gone = errors.Is(err, fs.ErrNotExist) // what this user cannot see is not known
+		return at
 	}
 	if s.latest == nil {
 		var err error
 		if s.latest, err = s.reg.Latest(); err != nil {
-			return false, []string{err.Error()}
+			at.changed = []string{err.Error()}
+			return at
 		}
 	}
 	if s.latest[src.Origin].Version != src.Version || s.latest[src.Origin].Name != src.Name {
-		return false, nil
+		return at
 	}
 	digest, files, err := registry.Digest(ctx, src.Origin)
 	switch {
 	case errors.Is(err, fs.ErrPermission) || err == nil && digest == src.Digest:
-		return false, nil
 	case err != nil:
-		return false, []string{err.Error()}
+		at.changed = []string{err.Error()}
+	default:
+		at.changed = changedFiles(src.Files, files)
 	}
-	return false, changedFiles(src.Files, files)
+	return at
 }
 
 // kernel judges one package for one kernel.
