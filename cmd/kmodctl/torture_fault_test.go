@@ -91,7 +91,7 @@ var scenarios = []scenario{
 			check(t, os.Truncate(filepath.Join(m.root, "lib/modules", release, "updates/kmodctl/crc8.ko"), 100))
 			check(t, os.Remove(filepath.Join(m.root, "lib/modules", release, "updates/kmodctl/dummy.ko")))
 		}
-		installed := sums(t, filepath.Join(m.root, "lib/modules/9.9.9/updates/kmodctl"))
+		installed := sums(t, filepath.Join(m.root, "lib/modules", tortured[1], "updates/kmodctl"))
 		check(t, os.Remove(filepath.Join(m.state(), "blobs/sha256", installed["libarc4.ko"])))
 	}},
 }
@@ -206,8 +206,15 @@ func (tr *trials) run(t *testing.T, dice *rand.Rand) {
 		}
 	}
 	all.Wait()
-	missed := slices.DeleteFunc(sortedKeys(asText(tr.points)), func(p string) bool { return tr.hit[p] })
-	t.Logf("%d trials in %.0f s; of %d different calls of a run, %d were hit", tr.count, time.Since(start).Seconds(), len(tr.points), len(tr.points)-len(missed))
+	var missed []string
+	for _, p := range sortedKeys(asText(tr.points)) {
+		// A run of n ends at the n-th call of kmodctl, mostly: it is in "index" that
+		// depmod's turn comes. Its calls of openat only read, or are followed by a write.
+		if !tr.hit[p] && (strings.HasPrefix(p, "kmodctl ") || tr.name == "index" && !strings.Contains(p, " openat ")) {
+			missed = append(missed, p)
+		}
+	}
+	t.Logf("%d trials in %.0f s: %d of the %d calls that a run makes, by file", tr.count, time.Since(start).Seconds(), len(tr.hit), len(tr.points))
 	if full && len(missed) > 0 {
 		t.Errorf("no trial hit:\n%s", strings.Join(missed, "\n"))
 	}
@@ -342,14 +349,15 @@ func (m machine) trace(t testing.TB, args []string, options ...string) (result, 
 		if thread == main {
 			program = "kmodctl"
 		}
-		calls = append(calls, call{kind, count[thread+kind], program + " " + kind + " " + m.files(rest)})
+		calls = append(calls, call{kind, count[thread+kind], program + " " + kind + " " + m.files(outcome.ReplaceAllString(rest, ""))})
 	}
 	return r, calls
 }
 
 var (
+	outcome = regexp.MustCompile(`\)\s+= (-?[0-9]|\?).*$`)
 	inFiles = regexp.MustCompile(`<(/[^>]*|anon_inode:[^>]*|pipe:)|"([^"]*)"`)
-	varying = regexp.MustCompile(`[0-9a-f]{64}|\.tmp-[A-Z2-7]+|new-[A-Z2-7]+|\.[0-9]+\.[0-9]+\.[0-9]+\b|kmodctl-registry-[0-9]+`)
+	varying = regexp.MustCompile(`[0-9a-f]{64}|/proc/[0-9]+|\.tmp-[A-Z2-7]+|new-[A-Z2-7]+|\.[0-9]+\.[0-9]+\.[0-9]+\b|kmodctl-registry-[0-9]+`)
 )
 
 // files are the names in the arguments of a call; its data is left out.

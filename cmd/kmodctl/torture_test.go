@@ -27,8 +27,17 @@ import (
 var full = os.Getenv("KMODCTL_TORTURE") == "full"
 
 // The kernels of a torture machine: their modules are few and real, so that a depmod
-// takes milliseconds, and nothing can be built for them.
-var tortured = []string{"9.9.8", "9.9.9"}
+// takes milliseconds, and nothing can be built for them. Their names are as long as that
+// of the kernel which lends its modules.
+var (
+	lender   = filepath.Base(append(lenders(), "6.1.0-none")[0])
+	tortured = []string{"9.9.8" + lender[5:], "9.9.9" + lender[5:]}
+)
+
+func lenders() []string {
+	found, _ := filepath.Glob("/lib/modules/6.1.?-*")
+	return found
+}
 
 // machine is a root and what stands beside it.
 type machine struct {
@@ -39,17 +48,21 @@ type machine struct {
 
 func (m machine) state() string { return filepath.Join(m.root, "var/lib/kmodctl") }
 
-// run runs a kmodctl command on the machine, below wrapper when that is given.
-// @ in an argument stands for the folder aside.
-func (m machine) run(t testing.TB, args []string, wrapper ...string) result {
-	t.Helper()
+// command is a kmodctl command on the machine, below wrapper when that is given. @/ in
+// an argument stands for the folder aside.
+func (m machine) command(args []string, wrapper ...string) *exec.Cmd {
 	argv := append(slices.Clone(wrapper), m.program, "--root", m.root)
 	for _, a := range args {
 		argv = append(argv, strings.ReplaceAll(a, "@/", m.aside+"/"))
 	}
 	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), "TMPDIR="+m.aside)
-	return command(t, cmd)
+	cmd.Env = append(os.Environ(), "TMPDIR="+m.aside, "HOME="+m.aside)
+	return cmd
+}
+
+func (m machine) run(t testing.TB, args []string, wrapper ...string) result {
+	t.Helper()
+	return command(t, m.command(args, wrapper...))
 }
 
 func (m machine) must(t testing.TB, args ...string) result {
@@ -98,11 +111,11 @@ func realModule(t testing.TB, name string) []byte {
 	t.Helper()
 	var found []string
 	for _, dir := range []string{"lib", "lib/crypto", "lib/math", "drivers/net"} {
-		more, _ := filepath.Glob("/lib/modules/6.1.*/kernel/" + dir + "/" + name + ".ko")
+		more, _ := filepath.Glob("/lib/modules/" + lender + "/kernel/" + dir + "/" + name + ".ko")
 		found = append(found, more...)
 	}
 	if len(found) == 0 {
-		t.Fatalf("no %s.ko below /lib/modules/6.1.*: .ci/setup test", name)
+		t.Fatalf("no %s.ko below /lib/modules/%s: .ci/setup test", name, lender)
 	}
 	text, err := os.ReadFile(found[0])
 	check(t, err)
@@ -139,15 +152,17 @@ func (m machine) fill(t testing.TB, name, version, mark string, modules ...strin
 	dir := m.source(t, name, version, "", modules...)
 	manifest, err := os.ReadFile(filepath.Join(dir, "kmod.toml"))
 	check(t, err)
-	_, _, err = reg.AddSource(ctx, dir, name, version, string(manifest))
+	src, _, err := reg.AddSource(ctx, dir, name, version, string(manifest))
 	check(t, err)
 	temp := t.TempDir()
 	for _, release := range tortured {
 		art := registry.Artifact{Package: name, Version: version, Release: release, InputHash: name + version + release + mark, Built: time.Now()}
+		art.Inputs = []registry.Input{{Name: "source", Value: src.Digest}}
 		files := map[string]string{}
 		for _, mod := range modules {
 			files[mod] = filepath.Join(temp, mod)
-			text := append(realModule(t, mod), []byte(name+version+release+mark)...)
+			text := bytes.Replace(realModule(t, mod), []byte("vermagic="+lender), []byte("vermagic="+release), 1)
+			text = append(text, []byte(name+version+mark)...)
 			check(t, os.WriteFile(files[mod], text, 0o644))
 			info, err := ko.Open(files[mod])
 			check(t, err)
@@ -262,8 +277,7 @@ func (m machine) checkAlways(t testing.TB, known map[string]bool) {
 		}
 	}
 	for _, uid := range []uint32{0, 65534} {
-		cmd := exec.Command(m.program, "--root", m.root, "status")
-		cmd.Env = append(os.Environ(), "TMPDIR="+m.aside, "HOME="+m.aside)
+		cmd := m.command([]string{"status"})
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 		if r := command(t, cmd); r.code != 0 {
 			t.Errorf("status as uid %d: exit %d: %s%s", uid, r.code, r.out, r.stderr)
