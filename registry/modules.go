@@ -32,6 +32,7 @@ func oldName(file string) string { return path.Join(ourDir, tempName+file+"-old"
 // through tree: no link leads out.
 type modules struct {
 	release string
+	root    kernel.Root
 	inside  string // /lib/modules/R
 	host    string // as this process opens it, free of links
 	tree    *os.Root
@@ -48,7 +49,7 @@ func openModules(root kernel.Root, release string) (*modules, error) {
 	if release == "" || release[0] == '.' || release[0] == '-' || strings.ContainsAny(release, "/\x00") {
 		return nil, fmt.Errorf("%q is not a kernel release", release)
 	}
-	m := &modules{release: release, inside: modulesPath(release)}
+	m := &modules{release: release, root: root, inside: modulesPath(release)}
 	var err error
 	if m.host, err = root.Path(m.inside); errors.Is(err, fs.ErrNotExist) {
 		return nil, &NoModulesError{Release: release, Path: m.inside}

@@ -1,9 +1,11 @@
 package registry
 
 import (
+	"crypto/sha256"
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path"
 	"slices"
@@ -74,10 +76,11 @@ func (r *Registry) originals(m *modules, target []Install, index map[string]stri
 	for _, t := range target {
 		file := index[t.Module]
 		if strings.HasPrefix(file, ourDir+"/") {
-			if i := slices.IndexFunc(known, func(o Original) bool { return o.Module == t.Module }); i >= 0 {
-				out = append(out, known[i])
+			i := slices.IndexFunc(known, func(o Original) bool { return o.Module == t.Module })
+			if i < 0 {
+				continue
 			}
-			continue
+			file = strings.TrimPrefix(known[i].Path, m.inside+"/") // it may have been upgraded since
 		}
 		if file == "" {
 			continue
@@ -93,15 +96,22 @@ func (r *Registry) originals(m *modules, target []Install, index map[string]stri
 	return out, nil
 }
 
-// original describes a module's file, given below the release's folder.
+// original describes a module's file, given below the release's folder. It may be a
+// link to another release's (weak-updates): it is read as modprobe would.
 func (m *modules) original(module, file string) (Original, error) {
 	o := Original{Release: m.release, Module: module, Path: path.Join(m.inside, file)}
-	info, err := m.tree.Stat(file)
+	f, err := m.root.Open(o.Path)
 	if err != nil {
 		return o, err
 	}
-	o.Size = info.Size()
-	o.Digest, err = digestFile(m.tree, file)
+	defer f.Close()
+	src, err := plainFile(f)
+	if err != nil {
+		return o, err
+	}
+	sum := sha256.New()
+	o.Size, err = io.Copy(sum, src)
+	o.Digest = hexSum(sum)
 	return o, err
 }
 

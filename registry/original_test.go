@@ -77,3 +77,49 @@ func changedOriginals(t *testing.T, res Result) (out []string) {
 	}
 	return out
 }
+
+// A link to another release's module, as weak-updates has them, is shadowed like a file.
+func TestOriginalIsALink(t *testing.T) {
+	root, dir := newRoot(t), t.TempDir()
+	mods, other := filepath.Join(string(root), modulesPath(release)), filepath.Join(string(root), modulesPath("9.9.8"))
+	text := mustObject(t, "built for the release before")
+	must(t, os.MkdirAll(filepath.Join(other, "extra"), 0o755))
+	must(t, os.WriteFile(filepath.Join(other, "extra/disk.ko"), text, 0o644))
+	must(t, os.Mkdir(filepath.Join(mods, "weak-updates"), 0o755))
+	must(t, os.Symlink(modulesPath("9.9.8")+"/extra/disk.ko", filepath.Join(mods, "weak-updates/disk.ko")))
+	must(t, os.WriteFile(filepath.Join(mods, "modules.dep"), []byte("weak-updates/disk.ko:\n"), 0o644))
+	r := writer(t, dir, root)
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "disk", "1", "disk=1")})
+	must(t, err)
+	known, err := r.Originals()
+	must(t, err)
+	want := Original{Release: release, Module: "disk", Path: modulesPath(release) + "/weak-updates/disk.ko", Digest: hexOf(text), Size: int64(len(text))}
+	if len(known) != 1 || known[0] != want {
+		t.Errorf("originals: %+v", known)
+	}
+}
+
+// The kernel's package upgrades or removes what ours shadows: the next install records that.
+func TestOriginalChanges(t *testing.T) {
+	root, dir := newRoot(t), t.TempDir()
+	file := filepath.Join(string(root), modulesPath(release), "kernel/net.ko")
+	must(t, os.WriteFile(file, mustObject(t, "in-tree"), 0o644))
+	r := writer(t, dir, root)
+	install := func(version string) []Original {
+		t.Helper()
+		_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", version, "net="+version)})
+		must(t, err)
+		known, err := r.Originals()
+		must(t, err)
+		return known
+	}
+	install("1")
+	must(t, os.WriteFile(file, mustObject(t, "upgraded"), 0o644))
+	if known := install("2"); len(known) != 1 || known[0].Digest != hexOf(mustObject(t, "upgraded")) {
+		t.Errorf("upgraded: %+v", known)
+	}
+	must(t, os.Remove(file))
+	if known := install("3"); len(known) != 0 {
+		t.Errorf("removed: %+v", known)
+	}
+}
