@@ -8,7 +8,6 @@ import (
 	"io"
 	"path"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -320,7 +319,7 @@ func (r *Registry) checkBlob(ctx context.Context, digest string) error {
 
 // covers reports whether the index names the file of every row.
 func covers(index map[string]string, rows []Install) bool {
-	return !slices.ContainsFunc(rows, func(i Install) bool { return !strings.HasSuffix(i.Path, index[i.Module]) || index[i.Module] == "" })
+	return !slices.ContainsFunc(rows, func(i Install) bool { return index[i.Module] != path.Join(ourDir, path.Base(i.Path)) })
 }
 
 // result lists what steps changed; originals are the other files' modules, by name.
