@@ -101,7 +101,9 @@ func (r *Registry) resume(release string) error {
 func (r *Registry) finish(in intent) error {
 	m, err := openModules(r.root, in.Release)
 	var gone *NoModulesError
-	if errors.As(err, &gone) { // the kernel was removed since
+	if errors.As(err, &gone) && in.done { // the rows are right
+		return r.write(func(tx *sql.Tx) error { return deleteIntent(tx, in.Release) })
+	} else if errors.As(err, &gone) { // the kernel was removed since
 		if _, err := r.forget(in); err != nil {
 			return err
 		}

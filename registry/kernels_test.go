@@ -115,3 +115,52 @@ func TestRemoveThatFails(t *testing.T) {
 	must(t, err)
 	equal(t, "installed", installed(t, r, root), nil)
 }
+
+// A removal that was cut off and cannot be finished is withdrawn: it does not take later
+// what was added or installed meanwhile.
+func TestRemoveThatCannotBeEnded(t *testing.T) {
+	root, dir := newRoot(t), t.TempDir()
+	r := writer(t, dir, root)
+	_, _, err := r.AddSource(t.Context(), tree(t, "kmod.toml="), "net", "1", "")
+	must(t, err)
+	_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")})
+	must(t, err)
+	must(t, r.writeRemovals(`INSERT INTO removal VALUES (?, ?)`, "net", []string{"1"}))
+	must(t, r.Close()) // as after a kill
+	updates := filepath.Join(string(root), modulesPath(release), "updates")
+	must(t, os.Rename(updates, updates+"-away"))
+	must(t, os.WriteFile(updates, nil, 0o644))
+	r = writer(t, dir, root)
+	if got := r.Recovered(); len(got) != 1 || !strings.Contains(got[0], "updates is not a folder") {
+		t.Errorf("recovered: %q", got)
+	}
+	must(t, r.Close())
+	must(t, os.Remove(updates))
+	must(t, os.Rename(updates+"-away", updates))
+	r = writer(t, dir, root)
+	equal(t, "recovered", r.Recovered(), nil)
+	equal(t, "installed", installed(t, r, root), []string{"net=1"})
+}
+
+// The kernel goes when a change is made and recorded, and only its intent is left: the
+// history is right as it is.
+func TestKernelGoesAfterTheChange(t *testing.T) {
+	root, dir := newRoot(t), t.TempDir()
+	r := writer(t, dir, root)
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")})
+	must(t, err)
+	garble(t, r, `CREATE TRIGGER stay BEFORE DELETE ON intent BEGIN SELECT RAISE(ABORT, 'no'); END`)
+	_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "2", "net=2")})
+	must(t, err)
+	garble(t, r, `DROP TRIGGER stay`)
+	must(t, r.Close()) // as after a kill
+	must(t, os.RemoveAll(filepath.Join(string(root), modulesPath(release))))
+	r = writer(t, dir, root)
+	as, err := r.Attempts("net", release, 1)
+	must(t, err)
+	what, _, err := r.Unfinished()
+	must(t, err)
+	if as[0].Version != "2" || as[0].Outcome != OutcomeOK || len(what) > 0 {
+		t.Errorf("attempt %+v, unfinished %q", as[0], what)
+	}
+}

@@ -44,7 +44,7 @@ type Registry struct {
 
 	mu        sync.Mutex
 	recovered []string
-	left      []error // work folders that could not be removed
+	left      []error // why work folders and blobs that nobody needs are still there
 }
 
 // WriterOptions are what OpenWriter wants to know of its caller.
@@ -157,7 +157,17 @@ func (r *Registry) note(format string, args ...any) {
 	r.recovered = append(r.recovered, fmt.Sprintf(format, args...))
 }
 
-// Close gives the lock back. Its error tells of work folders that are left, too.
+// leave keeps for Close why something that nobody needs could not be removed.
+func (r *Registry) leave(err error) {
+	if err == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.left = append(r.left, err)
+}
+
+// Close gives the lock back. Its error tells of work folders and blobs that are left, too.
 func (r *Registry) Close() error {
 	r.mu.Lock()
 	errs := r.left

@@ -50,13 +50,16 @@ func (r *Registry) finishRemoval(ctx context.Context, name string, versions []st
 		if err != nil {
 			return results, err
 		}
-		results = append(results, res)
+		if len(res.Changes) > 0 { // a command that was cut off may have done it, and was finished now
+			results = append(results, res)
+		}
 	}
 	return results, r.RemoveSource(name, versions...)
 }
 
-// resumeRemovals finishes the removals that were cut off; what cannot be finished
-// now is reported and waits.
+// resumeRemovals finishes the removals that were cut off. One that cannot be finished
+// now is reported and withdrawn, as Remove does: it must not take what is added or
+// installed from here on.
 func (r *Registry) resumeRemovals() error {
 	cut, err := readRemovals(r.db)
 	if err != nil {
@@ -69,7 +72,10 @@ func (r *Registry) resumeRemovals() error {
 	for _, name := range slices.Sorted(maps.Keys(versions)) {
 		what := name + "@" + strings.Join(versions[name], ", "+name+"@")
 		if _, err := r.finishRemoval(context.Background(), name, versions[name]); err != nil {
-			r.note("finish remove of %s that was cut off: %v", what, err)
+			r.note("could not finish remove of %s that was cut off, what is left is kept: %v", what, err)
+			if err := r.writeRemovals(deleteRemoval, name, versions[name]); err != nil {
+				return err
+			}
 			continue
 		}
 		r.note("finished remove of %s", what)
@@ -124,9 +130,7 @@ func (r *Registry) RemoveSource(name string, versions ...string) error {
 	if err != nil {
 		return err
 	}
-	if err := r.dropBlobs(blobs); err != nil {
-		return fmt.Errorf("remove %s: %w", name, err)
-	}
+	r.leave(r.dropBlobs(blobs))
 	return nil
 }
 

@@ -91,7 +91,8 @@ func (r *Registry) addSource(ctx context.Context, dir, name, version, manifest s
 	if err := r.write(func(tx *sql.Tx) error { return insertSource(tx, src) }); err != nil {
 		return Source{}, false, err
 	}
-	return src, true, r.dropBlobs([]string{old.Digest})
+	r.leave(r.dropBlobs([]string{old.Digest}))
+	return src, true, nil
 }
 
 // insertSource writes the row of a source, in place of one of the same name and version.

@@ -39,9 +39,7 @@ func (r *Registry) NewWork(label string) (dir string, done func(), err error) {
 	}
 	done = func() {
 		if err := removeTree(r.tree, name); err != nil {
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			r.left = append(r.left, fmt.Errorf("remove work folder: %w", err))
+			r.leave(fmt.Errorf("remove work folder: %w", err))
 		}
 	}
 	if err := r.tree.Chmod(name, 0o755); err != nil { // whatever the umask is
