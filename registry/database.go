@@ -179,7 +179,7 @@ func openMigrated(ctx context.Context, file, version string) (*sql.DB, error) {
 	db = connect(file, "rw")
 	if err := transact(db, func(tx *sql.Tx) error { return migrate(tx, old.Schema, version) }); err != nil {
 		db.Close()
-		return nil, fmt.Errorf("bring %s from schema %s to %s: %w", file, old.Schema, schemaVersion, err)
+		return nil, fmt.Errorf("bring %s from schema %s to %s: %w", file, old.Schema, schemaVersion, damage(file, err))
 	}
 	return db, nil
 }

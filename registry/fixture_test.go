@@ -283,3 +283,18 @@ func isClean(t *testing.T, r *Registry, root kernel.Root) {
 		t.Errorf("verify: %+v, %v", drifts, err)
 	}
 }
+
+// An old store with a garbled row is damaged, not merely impossible to bring up to date.
+func TestFixtureIsDamaged(t *testing.T) {
+	dir, root := fixture(t, "testdata/schema-1.tar.gz")
+	db := connect(filepath.Join(dir, dbFile), "rw")
+	_, err := db.Exec(`UPDATE artifact SET record = 'x' WHERE id = 1`)
+	must(t, err)
+	must(t, db.Close())
+	if _, err := OpenWriter(t.Context(), dir, root, WriterOptions{}); !isDamaged(err) {
+		t.Errorf("a writer: %v", err)
+	}
+	if _, err := Open(t.Context(), dir); !isDamaged(err) {
+		t.Errorf("a reader: %v", err)
+	}
+}

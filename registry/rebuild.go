@@ -172,6 +172,10 @@ func (b *rebuilder) fill(ctx context.Context) error {
 		func() error {
 			return b.salvage("pin", "package, release, version, artifact, at", func(v []any) bool { return b.sources[text(v, 0)+"@"+text(v, 2)] })
 		},
+		func() error { // one of a lost artifact would hold back every other for good
+			_, err := b.tx.Exec(`UPDATE pin SET artifact = '' WHERE artifact NOT IN (SELECT digest FROM artifact)`)
+			return err
+		},
 		func() error { return b.salvage("original", "release, module, path, digest, size", saneOriginal) },
 		func() error {
 			return b.salvage("install", "release, module, path, package, version, artifact, digest, size, at, mtime", b.saneInstall)
