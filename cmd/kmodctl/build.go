@@ -136,7 +136,7 @@ func (j *job) sources(ctx context.Context, args []string) ([]registry.Source, er
 			if err := put(src); err != nil {
 				return nil, err
 			}
-			j.named[src.Name] = strings.Contains(arg, "@")
+			j.named[src.Name] = j.named[src.Name] || strings.Contains(arg, "@")
 		}
 	}
 	for _, arg := range args {

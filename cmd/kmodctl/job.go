@@ -418,10 +418,7 @@ func (j *job) installAll(ctx context.Context, choices []choice, kernels []kernel
 				due = append(due, art)
 			}
 		}
-		if due, err = j.withholdSome(k, due, installs, thorough); err != nil {
-			return err
-		}
-		if err := j.installFor(ctx, k, due); err != nil {
+		if err := j.installFor(ctx, k, j.withholdSome(k, due, installs, thorough)); err != nil {
 			return err
 		}
 	}
@@ -435,22 +432,19 @@ type withheld interface {
 }
 
 // withholdSome leaves out what a pin holds back, and the packages whose place on a
-// kernel is held by a newer module that is not ours, unless they are installed there
+// kernel is held by a newer module that is not ours, unless ours is installed there
 // already: they are kept in the registry, or have failed where the install was asked for.
-func (j *job) withholdSome(k kernel.Release, due []registry.Artifact, installs []registry.Install, asked bool) (rest []registry.Artifact, err error) {
+func (j *job) withholdSome(k kernel.Release, due []registry.Artifact, installs []registry.Install, asked bool) (rest []registry.Artifact) {
 	for _, art := range due {
-		has := slices.Contains(releasesOf(installs, art.Package, ""), k.Name)
 		err := j.otherPin(art)
-		if err == nil && !has && !j.force && !(j.dryRun && len(art.Modules) == 0) && j.cannotInstall(k) == "" {
-			err = j.newerOriginal(art)
+		if err == nil && !j.force && j.cannotInstall(k) == "" {
+			err = j.newerOriginal(art, installs)
 		}
 		var why withheld
 		switch {
 		case err == nil:
 			rest = append(rest, art)
-		case !errors.As(err, &why):
-			return nil, err
-		case asked:
+		case asked, !errors.As(err, &why): // what cannot be looked at is no other kernel's matter
 			j.tried++
 			j.fail(err)
 			j.installed(art, "failed", err.Error())
@@ -458,7 +452,7 @@ func (j *job) withholdSome(k kernel.Release, due []registry.Artifact, installs [
 			j.keep([]registry.Artifact{art}, why.what())
 		}
 	}
-	return rest, nil
+	return rest
 }
 
 // otherPin is an install of another artifact than a pin says.
@@ -506,21 +500,27 @@ func (n newerOriginal) what() string {
 	return fmt.Sprintf("%s has version %s, ours is %s", n.original.Path, n.version, n.module.Version)
 }
 
-// newerOriginal compares the MODULE_VERSION of what an artifact would shadow, where
-// both have one; the error is of that type when ours is older.
-func (j *job) newerOriginal(art registry.Artifact) error {
+// newerOriginal compares the MODULE_VERSION of what an artifact would newly shadow,
+// where both have one; the error is of that type when ours is older.
+func (j *job) newerOriginal(art registry.Artifact, installs []registry.Install) error {
 	byName := map[string]registry.Module{}
 	for _, m := range art.Modules {
-		byName[m.Name] = m
+		has := func(i registry.Install) bool { return i.Release == art.Release && i.Module == m.Name }
+		if !slices.ContainsFunc(installs, has) {
+			byName[m.Name] = m
+		}
+	}
+	if len(byName) == 0 { // in a dry run, what is not built has none
+		return nil
 	}
 	originals, err := j.reg.Shadows(art.Release, slices.Collect(maps.Keys(byName)))
 	if err != nil {
-		return err
+		return fmt.Errorf("install %s@%s for %s: %w", art.Package, art.Version, art.Release, err)
 	}
 	for _, o := range originals {
 		path, err := j.root.Path(o.Path)
 		if err != nil {
-			return err
+			return fmt.Errorf("install %s@%s for %s: %w", art.Package, art.Version, art.Release, err)
 		}
 		m := byName[o.Module]
 		info, err := ko.Open(path)

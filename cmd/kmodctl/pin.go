@@ -46,7 +46,9 @@ func (e *env) listPins(ctx context.Context, releases []string) error {
 	if err != nil {
 		return err
 	}
-	pins = slices.DeleteFunc(pins, func(p registry.Pin) bool { return len(releases) > 0 && !slices.Contains(releases, p.Release) })
+	pins = slices.DeleteFunc(pins, func(p registry.Pin) bool {
+		return len(releases) > 0 && p.Release != "" && !slices.Contains(releases, p.Release)
+	})
 	if e.json {
 		return e.document("pin", map[string]any{"dry_run": e.dryRun, "pins": orEmpty(pins)})
 	}

@@ -158,11 +158,11 @@ func sameOlder(steps []rollbackStep) bool {
 }
 
 func (j *job) rollBack(ctx context.Context, step *rollbackStep, pins registry.Pins) error {
+	j.tried++
 	if j.dryRun {
 		j.would("roll back %s %s to %s for %s, and pin it", step.Package, step.From, step.to(), step.Release)
 		return nil
 	}
-	j.tried++
 	_, err := j.reg.Rollback(ctx, step.art, pins)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
