@@ -222,14 +222,25 @@ func (m *modules) putBack(old, name string) error {
 	return ignoreAbsent(m.tree.Remove(old))
 }
 
-// rollBack takes the change back. After an error, the state is neither.
+// rollBack takes the change back, durably: the intent that could do it again goes next.
+// After an error, the state is neither.
 func (m *modules) rollBack() error {
 	var errs []error
 	for _, undo := range slices.Backward(m.undo) {
 		errs = append(errs, undo())
 	}
 	m.undo = nil
-	return errors.Join(append(errs, m.sweep())...)
+	return errors.Join(errors.Join(errs...), m.sweep(), m.sync())
+}
+
+// sync makes the names of our files and of the index durable.
+func (m *modules) sync() error {
+	for _, d := range []string{ourDir, path.Dir(ourDir), "."} {
+		if err := ignoreAbsent(syncDir(m.tree, d)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // settle makes the change final: the old files go, and our folders when nothing

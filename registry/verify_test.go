@@ -291,6 +291,19 @@ func execute(t *testing.T, file, query string) {
 	must(t, errors.Join(err, db.Close()))
 }
 
+// A pin of a build that is lost becomes one of its version: it would hold back every
+// other build for good.
+func TestRebuildPins(t *testing.T) {
+	dir, _, root := store(t)
+	lost := strings.Repeat("0", digestSize)
+	execute(t, filepath.Join(dir, dbFile), `UPDATE pin SET artifact = '`+lost+`'`)
+	pins, err := mustRebuild(t, dir, root).Pins()
+	must(t, err)
+	if len(pins) != 1 || pins[0].Artifact != "" {
+		t.Errorf("pins: %+v", pins)
+	}
+}
+
 // A rebuild that is killed while it changes files is done again from the same rows, those of the log too.
 func TestRebuildCutOff(t *testing.T) {
 	dir, _, root := store(t)
