@@ -188,6 +188,9 @@ func checkUnused(tx *sql.Tx, name, version string) error {
 // dropBlobs deletes those of the blobs that no row names. A crash before it is
 // done leaves blobs that nobody misses.
 func (r *Registry) dropBlobs(digests []string) error {
+	if !slices.ContainsFunc(digests, func(d string) bool { return d != "" }) {
+		return nil
+	}
 	refs, err := blobRefs(r.db)
 	if err != nil {
 		return err

@@ -122,6 +122,7 @@ func newStore(t testing.TB, packages int) string {
 	j := &job{env: &env{root: kernel.Root(root), quiet: true, err: os.Stderr}, reg: reg}
 	planner := build.Planner{Tool: j.tool}
 	due := map[string][]registry.Artifact{}
+	file := filepath.Join(root, "x.ko")
 	for p, dir := range dirs {
 		src, err := j.add(t.Context(), dir)
 		ok(err)
@@ -130,7 +131,7 @@ func newStore(t testing.TB, packages int) string {
 		for _, k := range kernels {
 			step := planner.Decide(m, src.Digest, k, build.Made{})
 			ok(step.Err)
-			art := putBuilt(t, reg, step, object)
+			art := putBuilt(t, reg, step, file, object)
 			if p%2 == 0 {
 				due[k.Name] = append(due[k.Name], art)
 			}
@@ -145,14 +146,13 @@ func newStore(t testing.TB, packages int) string {
 
 // putBuilt keeps what a build of that step could have made, its log, and an attempt before it
 // that failed with other inputs.
-func putBuilt(t testing.TB, reg *registry.Registry, s build.Step, object string) registry.Artifact {
+func putBuilt(t testing.TB, reg *registry.Registry, s build.Step, file, object string) registry.Artifact {
 	t.Helper()
 	log, _, logErr := reg.PutBlob(t.Context(), strings.NewReader("make: of "+s.InputHash+"\n"))
 	failed := registry.Attempt{Op: registry.OpBuild, Package: s.Package, Version: s.Version, Release: s.Release, InputHash: s.InputHash[:63] + "x"}
 	failed, err := reg.BeginAttempt(failed)
 	failed.Outcome, failed.Error, failed.Seconds = registry.OutcomeFailed, "x.c:1:1: error: expected ';'", 1
 	err = cmp.Or(logErr, err, reg.FinishAttempt(failed))
-	file := filepath.Join(t.TempDir(), "x.ko")
 	err = cmp.Or(err, os.WriteFile(file, []byte(object+s.InputHash), 0o644))
 	try, beginErr := reg.BeginAttempt(registry.Attempt{Op: registry.OpBuild, Package: s.Package, Version: s.Version, Release: s.Release, InputHash: s.InputHash, Inputs: registryInputs(s.Inputs)})
 	art, putErr := reg.PutArtifact(t.Context(), registry.Artifact{
