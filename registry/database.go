@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 )
 
@@ -199,7 +200,7 @@ func migrate(tx *sql.Tx, from, version string) error {
 // damage makes a *DamagedError of what SQLite says of a file that is no database,
 // or is not whole.
 func damage(file string, err error) error {
-	const generic, corrupt, notADB = 1, 11, 26 // generic: a table is not there
+	const generic, corrupt, full, notADB = 1, 11, 13, 26 // generic: a table is not there
 	var e *sqlite.Error
 	if !errors.As(err, &e) {
 		return err
@@ -207,6 +208,8 @@ func damage(file string, err error) error {
 	switch e.Code() & 0xff {
 	case generic, corrupt, notADB:
 		return &DamagedError{Path: file, Err: err}
+	case full:
+		err = unix.ENOSPC
 	}
 	return fmt.Errorf("%s: %w", file, err)
 }

@@ -87,6 +87,11 @@ func (m *modules) reindex(depmod *exec.Cmd, lock *os.File) error {
 	depmod.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us
 	if err := depmod.Run(); err != nil {
 		text, _ := io.ReadAll(io.NewSectionReader(words, 0, 4096))
+		for _, errno := range []error{unix.ENOSPC, unix.EROFS} { // in words (LC_ALL=C)
+			if strings.Contains(strings.ToLower(string(text)), errno.Error()) {
+				err = fmt.Errorf("%w: %w", err, errno)
+			}
+		}
 		return fmt.Errorf("run depmod for %s: %w%s", m.release, err, lastLines(text))
 	}
 	for _, name := range indexFiles {

@@ -119,10 +119,7 @@ var injected = []string{
 func TestTortureFaults(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	base := newMachine(t)
-	base.source(t, "extra", "2", "", "extra")
-	check(t, os.MkdirAll(filepath.Join(base.aside, "changed"), 0o755))
-	machine{aside: filepath.Join(base.aside, "changed")}.source(t, "net", "1.0", "changed", "libarc4", "dummy")
+	base := newTortureBase(t)
 	var err error
 	base.program, err = oneThread()
 	check(t, err)
@@ -132,6 +129,16 @@ func TestTortureFaults(t *testing.T) {
 			newTrials(t, base, s).run(t, rand.New(rand.NewPCG(seed, uint64(i))))
 		})
 	}
+}
+
+// newTortureBase is the machine, and beside it the folders, that the scenarios begin with.
+func newTortureBase(t testing.TB) machine {
+	t.Helper()
+	m := newMachine(t)
+	m.source(t, "extra", "2", "", "extra")
+	check(t, os.MkdirAll(filepath.Join(m.aside, "changed"), 0o755))
+	machine{aside: filepath.Join(m.aside, "changed")}.source(t, "net", "1.0", "changed", "libarc4", "dummy")
+	return m
 }
 
 // trials are those of one scenario.
