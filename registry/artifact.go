@@ -269,9 +269,13 @@ type artifactRow struct{ digest, pkg, version, release, hash, record string }
 
 // artifactRows reads the row of one artifact, or all of them when digest is "".
 func artifactRows(q queryer, digest string) ([]artifactRow, error) {
+	which, args := "", []any{}
+	if digest != "" { // an OR would read all of them
+		which, args = "WHERE digest = ?", []any{digest}
+	}
 	return collect(q, func(rows *sql.Rows, a *artifactRow) error {
 		return rows.Scan(&a.digest, &a.pkg, &a.version, &a.release, &a.hash, &a.record)
-	}, `SELECT digest, package, version, release, input_hash, record FROM artifact WHERE ?1 = '' OR digest = ?1 ORDER BY id`, digest)
+	}, `SELECT digest, package, version, release, input_hash, record FROM artifact `+which+` ORDER BY id`, args...)
 }
 
 // artifact is what a row tells of, once every part of it was checked; the error is a

@@ -162,6 +162,10 @@ func (r *Registry) Source(name, version string) (Source, error) {
 
 // sources reads the sources of one name, or all of them when it is "".
 func (r *Registry) sources(name string) ([]Source, error) {
+	which, args := "", []any{}
+	if name != "" { // an OR would read all of them
+		which, args = "WHERE name = ?", []any{name}
+	}
 	srcs, err := collect(r.db, func(rows *sql.Rows, s *Source) error {
 		var added int64
 		var files string
@@ -173,7 +177,7 @@ func (r *Registry) sources(name string) ([]Source, error) {
 			return fmt.Errorf("files of %s@%s: %w", s.Name, s.Version, err)
 		}
 		return nil
-	}, `SELECT name, version, digest, origin, added, manifest, files FROM source WHERE ?1 = '' OR name = ?1`, name)
+	}, `SELECT name, version, digest, origin, added, manifest, files FROM source `+which, args...)
 	slices.SortFunc(srcs, func(a, b Source) int {
 		if c := strings.Compare(a.Name, b.Name); c != 0 {
 			return c
