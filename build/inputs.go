@@ -29,24 +29,6 @@ type Input struct {
 	Value string `json:"value"` // a sha256 in hex, or a version line
 }
 
-// Inputs lists everything that goes into the artifact of a package for k, in a
-// fixed order, and the compiler that will make it. sourceDigest stands for the
-// files of the source. tool gives a program's version line; Inputs starts no
-// process, so that a caller who remembers these lines starts none either. It opens
-// .config and Module.symvers of the build tree, once in a process while they stay
-// the same.
-func Inputs(m *Manifest, sourceDigest string, k kernel.Release, tool func(path string) (identity string, err error)) ([]Input, *Toolchain, error) {
-	f := factsOf(k, tool)
-	if f.err != nil {
-		return nil, nil, f.err
-	}
-	manifest, err := m.digest()
-	if err != nil {
-		return nil, nil, err
-	}
-	return f.inputs(manifest, sourceDigest, k), f.chain, nil
-}
-
 // facts are what every package's inputs share on one kernel.
 type facts struct {
 	config, symvers, pahole, flags string
@@ -166,7 +148,7 @@ type fileKey struct {
 	mtime, ctime unix.Timespec
 }
 
-var digests sync.Map // fileKey to func() (string, error): Foresee begins what Inputs waits for
+var digests sync.Map // fileKey to func() (string, error): Foresee begins what a Planner waits for
 
 func digestFile(path string) (string, error) {
 	var st unix.Stat_t
@@ -191,7 +173,7 @@ func readDigest(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// Foresee begins to read what Inputs will ask of a kernel's build tree, 2 MB of
+// Foresee begins to read what a Planner will ask of a kernel's build tree, 2 MB of
 // it, while the caller does something else.
 func Foresee(k kernel.Release) {
 	go digestFile(k.Tree.Symvers)

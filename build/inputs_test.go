@@ -70,7 +70,7 @@ func TestInputsNameWhatChanged(t *testing.T) {
 	m := &Manifest{Name: "hello", Version: "1"}
 	lines := map[string]string{"gcc-12": "gcc-12 (Debian) 12.2.0", "pahole": "v1.24"}
 	inputs := func() []Input {
-		in, chain, err := Inputs(m, "source", k, identities(lines))
+		in, chain, err := inputs(m, "source", k, identities(lines))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -114,7 +114,7 @@ func TestInputsOfATreeWithoutConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	tool := identities(map[string]string{"gcc": "gcc 12.2.0"})
-	if _, _, err := Inputs(&Manifest{}, "s", k, tool); !errors.Is(err, os.ErrNotExist) {
+	if _, _, err := inputs(&Manifest{}, "s", k, tool); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("neither .config nor auto.conf: %v", err)
 	}
 	conf := filepath.Join(k.Tree.Host, "include/config/auto.conf")
@@ -124,10 +124,10 @@ func TestInputsOfATreeWithoutConfig(t *testing.T) {
 	if err := os.WriteFile(conf, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := Inputs(&Manifest{}, "s", k, tool); err != nil {
+	if _, _, err := inputs(&Manifest{}, "s", k, tool); err != nil {
 		t.Error(err)
 	}
-	if _, _, err := Inputs(&Manifest{}, "s", kernel.Release{Name: "6.1"}, tool); err == nil || err.Error() != "no build tree for 6.1" {
+	if _, _, err := inputs(&Manifest{}, "s", kernel.Release{Name: "6.1"}, tool); err == nil || err.Error() != "no build tree for 6.1" {
 		t.Errorf("no tree: %v", err)
 	}
 }
@@ -207,4 +207,9 @@ func TestToolIdentity(t *testing.T) {
 	if _, err := ToolIdentity("/nonexistent"); err == nil {
 		t.Error("a program that does not exist has an identity")
 	}
+}
+
+// inputs are those of a package that is planned alone.
+func inputs(m *Manifest, source string, k kernel.Release, tool func(string) (string, error)) ([]Input, *Toolchain, error) {
+	return (&Planner{Tool: tool}).inputs(m, source, k)
 }

@@ -31,8 +31,10 @@ type Step struct {
 }
 
 // Planner decides what is to be done. It asks once for what every package of a kernel
-// shares, so keep one for a command. Tool is as for Inputs.
+// shares, so keep one for a command.
 type Planner struct {
+	// Tool gives a program's version line. The planner starts no process, so that a caller
+	// who remembers these lines starts none either.
 	Tool func(path string) (identity string, err error)
 
 	facts    map[*kernel.Tree]*facts
@@ -78,6 +80,10 @@ func (p *Planner) Decide(m *Manifest, sourceDigest string, k kernel.Release, mad
 	return s
 }
 
+// inputs lists everything that goes into the artifact of a package for k, in a
+// fixed order, and the compiler that will make it. sourceDigest stands for the
+// files of the source. It opens .config and Module.symvers of the build tree, once in a
+// process while they stay the same.
 func (p *Planner) inputs(m *Manifest, sourceDigest string, k kernel.Release) ([]Input, *Toolchain, error) {
 	f := p.facts[k.Tree]
 	if f == nil {
