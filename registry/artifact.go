@@ -3,9 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"database/sql"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -178,18 +176,18 @@ func (r *Registry) newest(where string, args ...any) (Artifact, bool, error) {
 }
 
 // Artifacts returns the newest artifact of each package version for each kernel
-// release.
-func (r *Registry) Artifacts() ([]Artifact, error) {
+// release: of some packages, or of all when none is named.
+func (r *Registry) Artifacts(packages ...string) ([]Artifact, error) {
+	of, args := ofPackages(packages)
 	as, err := collect(r.db, scanArtifact, `SELECT digest, record FROM artifact
-		WHERE id IN (SELECT max(id) FROM artifact GROUP BY package, version, release) ORDER BY package, version, release`)
+		WHERE id IN (SELECT max(id) FROM artifact WHERE true`+of+` GROUP BY package, version, release) ORDER BY package, version, release`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read artifacts: %w", err)
 	}
 	return as, nil
 }
 
-// Newest is Artifacts for a look at many: of some packages, or of all when none is
-// named, and of each only Digest, Package, Version, Release, InputHash and Modules, as far as
+// Newest is Artifacts for a look at many: of each only Digest, Package, Version, Release, InputHash and Modules, as far as
 // parseModules tells. It takes the rows at their word; Install does not.
 func (r *Registry) Newest(packages ...string) ([]Artifact, error) {
 	of, args := ofPackages(packages)
@@ -294,8 +292,8 @@ func (row artifactRow) artifact() (Artifact, error) {
 // readRecord checks the text of a record's blob and returns the artifact.
 func readRecord(digest string, text []byte) (Artifact, error) {
 	var rec record
-	if got := sha256.Sum256(text); hex.EncodeToString(got[:]) != digest {
-		return Artifact{}, fmt.Errorf("its sha256 is %x", got)
+	if got := hexOf(text); got != digest {
+		return Artifact{}, fmt.Errorf("its sha256 is %s", got)
 	}
 	if err := json.Unmarshal(text, &rec); err != nil {
 		return Artifact{}, err

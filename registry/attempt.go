@@ -135,7 +135,7 @@ func (r *Registry) Failures(packages ...string) ([]Attempt, error) {
 
 // Inputs returns what a build attempt's InputHash stands for; none when it is not known.
 func (r *Registry) Inputs(hash string) ([]Input, error) {
-	texts, err := collect(r.db, func(rows *sql.Rows, s *string) error { return rows.Scan(s) }, `SELECT inputs FROM inputs WHERE hash = ?`, hash)
+	texts, err := collect(r.db, scanText, `SELECT inputs FROM inputs WHERE hash = ?`, hash)
 	if err != nil || len(texts) == 0 {
 		return nil, err
 	}

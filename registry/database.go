@@ -314,6 +314,9 @@ type queryer interface {
 	Query(query string, args ...any) (*sql.Rows, error)
 }
 
+// scanText scans a row of one text.
+func scanText(rows *sql.Rows, s *string) error { return rows.Scan(s) }
+
 // collect runs a query and scans every row. It reads all of them before it
 // returns, for there is one connection only.
 func collect[T any](q queryer, scan func(*sql.Rows, *T) error, query string, args ...any) (all []T, err error) {

@@ -240,7 +240,7 @@ func fixtureMigrationIsKilled(t *testing.T, archive, from string) {
 	}
 	db := connect(filepath.Join(dir, dbFile), "ro")
 	defer db.Close()
-	version, err := collect(db, func(rows *sql.Rows, s *string) error { return rows.Scan(s) }, `SELECT value FROM meta WHERE key = 'schema'`)
+	version, err := collect(db, scanText, `SELECT value FROM meta WHERE key = 'schema'`)
 	must(t, err)
 	equal(t, "schema after the kill", version, []string{from})
 	after, err := everything(writer(t, dir, root))
@@ -253,7 +253,7 @@ func fixtureMigrationIsKilled(t *testing.T, archive, from string) {
 // schemaOf is what SQLite knows of each table, each of its columns and indexes.
 func schemaOf(t *testing.T, r *Registry) []string {
 	t.Helper()
-	lines, err := collect(r.db, func(rows *sql.Rows, s *string) error { return rows.Scan(s) }, `
+	lines, err := collect(r.db, scanText, `
 		SELECT concat_ws(' ', 'table', l.name, l.strict, l.wr) FROM pragma_table_list l WHERE l.schema = 'main' UNION ALL
 		SELECT concat_ws(' ', 'column', m.name, c.cid, c.name, c.type, c."notnull", c.dflt_value, c.pk) FROM sqlite_schema m, pragma_table_info(m.name) c UNION ALL
 		SELECT concat_ws(' ', 'index', m.name, i.name, i."unique", i.origin, i.partial, c.seqno, c.name) FROM sqlite_schema m, pragma_index_list(m.name) i, pragma_index_info(i.name) c UNION ALL

@@ -43,10 +43,15 @@ type modules struct {
 // modulesPath is the folder of a release as named inside a root.
 func modulesPath(release string) string { return "/lib/modules/" + release }
 
+// kernelName reports whether a release could be one.
+func kernelName(release string) bool {
+	return release != "" && release[0] != '.' && release[0] != '-' && !strings.ContainsAny(release, "/\x00")
+}
+
 // openModules opens a release's folder. The error is a *NoModulesError when there
 // is none.
 func openModules(root kernel.Root, release string) (*modules, error) {
-	if release == "" || release[0] == '.' || release[0] == '-' || strings.ContainsAny(release, "/\x00") {
+	if !kernelName(release) {
 		return nil, fmt.Errorf("%q is not a kernel release", release)
 	}
 	m := &modules{release: release, root: root, inside: modulesPath(release)}

@@ -253,11 +253,6 @@ func text(row []any, i int) string {
 
 func isRelease(row []any) bool { return kernelName(text(row, 0)) }
 
-// kernelName reports whether a release could be one.
-func kernelName(release string) bool {
-	return release != "" && release[0] != '.' && release[0] != '-' && !strings.ContainsAny(release, "/\x00")
-}
-
 func saneInputs(row []any) bool {
 	return checkDigest(text(row, 0)) == nil && json.Unmarshal([]byte(text(row, 1)), new([]Input)) == nil
 }
@@ -350,6 +345,15 @@ func (r *Registry) findBlobs(ctx context.Context) (found foundBlobs, err error) 
 	return found, nil
 }
 
+// keptRecords are the artifacts whose records are among the blobs, oldest first.
+func (r *Registry) keptRecords(ctx context.Context) (all []Artifact, err error) {
+	found, err := r.findBlobs(ctx)
+	for _, f := range found.records {
+		all = append(all, f.Artifact)
+	}
+	return all, err
+}
+
 // sniff tells what a blob may be, and the text of a record: neither a .ko file nor a
 // log begins as a record does, for a log's first word is the name of a package.
 func (r *Registry) sniff(digest string) (record []byte, kind string) {
@@ -375,7 +379,7 @@ func (r *Registry) sniff(digest string) (record []byte, kind string) {
 
 func (b *rebuilder) putRecords(found []foundRecord) error {
 	imported := map[string]bool{}
-	if digests, err := collectOnce(b.old, func(rows *sql.Rows, s *string) error { return rows.Scan(s) }, `SELECT digest FROM artifact WHERE imported = 1`); err == nil {
+	if digests, err := collectOnce(b.old, scanText, `SELECT digest FROM artifact WHERE imported = 1`); err == nil {
 		for _, d := range digests {
 			imported[d] = true
 		}
@@ -513,7 +517,8 @@ func owner(byAge []Artifact, release, file, digest string) (Artifact, bool) {
 }
 
 // recognize tells a module whose row was lost from a file that is not ours.
-func (r *Registry) recognize(ctx context.Context, root kernel.Root, d Drift) (Drift, error) {
+// records are those among the blobs, oldest first.
+func (r *Registry) recognize(root kernel.Root, d Drift, records func() ([]Artifact, error)) (Drift, error) {
 	m, err := openModules(root, d.Release)
 	if err != nil || moduleName(d.Path) == "" {
 		return d, nil
@@ -523,13 +528,9 @@ func (r *Registry) recognize(ctx context.Context, root kernel.Root, d Drift) (Dr
 	if err != nil {
 		return d, nil
 	}
-	found, err := r.findBlobs(ctx)
+	all, err := records()
 	if err != nil {
 		return d, err
-	}
-	var all []Artifact
-	for _, f := range found.records {
-		all = append(all, f.Artifact)
 	}
 	if a, ok := owner(all, d.Release, path.Base(d.Path), digest); ok {
 		return Drift{Kind: DriftMissing, Object: ObjectDatabase, Release: d.Release, Path: d.Path, Package: a.Package, Version: a.Version,

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -62,14 +61,12 @@ func (r *Registry) blobRemedy(ctx context.Context, root kernel.Root, d Drift) (*
 	return &Remedy{"delete it", func() error { return ignoreAbsent(r.tree.RemoveAll(filepath.Join(blobDir, d.Digest))) }}, nil
 }
 
-// restore stores what open yields, which must have that digest.
-func (r *Registry) restore(ctx context.Context, digest string, open func() (io.ReadCloser, error)) error {
-	src, err := open()
-	if err != nil {
-		return err
+// restore stores what fill writes, which must have that digest.
+func (r *Registry) restore(digest string, fill func(io.Writer) error) error {
+	got, _, err := r.stageBlob(fill)
+	if err == nil {
+		err = syncDir(r.tree, blobDir)
 	}
-	defer src.Close()
-	got, _, err := r.PutBlob(ctx, src)
 	if err == nil && got != digest {
 		err = errors.Join(&CorruptError{Path: r.BlobPath(digest), Want: digest, Got: got}, r.dropBlobs([]string{got}))
 	}
@@ -77,13 +74,16 @@ func (r *Registry) restore(ctx context.Context, digest string, open func() (io.R
 }
 
 // fromRow has the text of a record.
-func (r *Registry) fromRow(ctx context.Context, _ kernel.Root, digest string) (*Remedy, error) {
+func (r *Registry) fromRow(_ context.Context, _ kernel.Root, digest string) (*Remedy, error) {
 	rows, err := artifactRows(r.db, digest)
 	if err != nil || len(rows) == 0 {
 		return nil, err
 	}
 	return &Remedy{"write it again from its row", func() error {
-		return r.restore(ctx, digest, func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(rows[0].record)), nil })
+		return r.restore(digest, func(w io.Writer) error {
+			_, err := io.WriteString(w, rows[0].record)
+			return err
+		})
 	}}, nil
 }
 
@@ -102,11 +102,22 @@ func (r *Registry) fromInstalled(ctx context.Context, root kernel.Root, digest s
 		m.Close()
 		if err == nil && got == digest {
 			return &Remedy{"copy it back from " + i.Path, func() error {
-				return r.restore(ctx, digest, func() (io.ReadCloser, error) { return root.Open(i.Path) })
+				return r.restore(digest, func(w io.Writer) error { return copyFile(ctx, w, root, i.Path) })
 			}}, nil
 		}
 	}
 	return nil, nil
+}
+
+// copyFile writes what a file inside the root holds.
+func copyFile(ctx context.Context, w io.Writer, root kernel.Root, name string) error {
+	f, err := root.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(w, contextReader{ctx, f})
+	return err
 }
 
 // fromOrigin makes the archive of a source again when its folder is as it was.
@@ -125,12 +136,10 @@ func (r *Registry) fromOrigin(ctx context.Context, _ kernel.Root, digest string)
 		}
 		if err == nil && got == digest {
 			return &Remedy{"copy it again from " + s.Origin, func() error {
-				var tar bytes.Buffer
-				_, err := archive(ctx, s.Origin, &tar)
-				if err != nil {
+				return r.restore(digest, func(w io.Writer) error {
+					_, err := archive(ctx, s.Origin, w)
 					return err
-				}
-				return r.restore(ctx, digest, func() (io.ReadCloser, error) { return io.NopCloser(&tar), nil })
+				})
 			}}, nil
 		}
 	}
@@ -166,7 +175,9 @@ func (r *Registry) forgetKernel(release string) error {
 				return bare(err)
 			}
 		}
-		m.settle()
+		if err := m.settle(); err != nil {
+			return err
+		}
 		os.Remove(m.host) // fails, as it should, when it is not empty
 	}
 	return r.write(func(tx *sql.Tx) error {
@@ -250,8 +261,7 @@ func (r *Registry) sweepModules(release string) error {
 		return err
 	}
 	defer m.Close()
-	m.settle()
-	return nil
+	return m.settle()
 }
 
 // ForgetArtifact drops an artifact that is lost, and its blobs; a pin on it becomes one on its

@@ -189,7 +189,7 @@ func (r *Registry) sources(name string) ([]Source, error) {
 
 // notFound names the sources whose name is nearest to what was asked for.
 func (r *Registry) notFound(name string) error {
-	names, err := collect(r.db, func(rows *sql.Rows, s *string) error { return rows.Scan(s) },
+	names, err := collect(r.db, scanText,
 		`SELECT DISTINCT name FROM source ORDER BY name`)
 	if err != nil {
 		return fmt.Errorf("read sources: %w", err)

@@ -16,7 +16,7 @@ func (r *Registry) Tool(path string) (identity string, ok bool, err error) {
 	if err != nil {
 		return "", false, fmt.Errorf("look at tool %s: %w", path, err)
 	}
-	found, err := collect(r.db, func(rows *sql.Rows, s *string) error { return rows.Scan(s) },
+	found, err := collect(r.db, scanText,
 		`SELECT identity FROM tool WHERE path = ? AND resolved = ? AND size = ? AND mtime = ? AND inode = ?`,
 		path, file, info.Size(), info.ModTime().UnixNano(), inode)
 	if err != nil {

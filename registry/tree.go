@@ -198,7 +198,7 @@ func eachFile(src io.Reader, do func(h *tar.Header, body io.Reader) error) (file
 		} else if err != nil {
 			return nil, err
 		}
-		if h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeSymlink || h.PAXRecords["GNU.sparse.major"] != "" {
+		if h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeSymlink || isSparse(h) {
 			return nil, fmt.Errorf("%s is of a kind that sources do not have", h.Name)
 		}
 		sum := sha256.New()

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"kmodctl/internal/kernel"
 )
@@ -100,15 +101,14 @@ func (r *Registry) inside(root kernel.Root, name string) string {
 // verifyDatabase asks SQLite, then reads every row and compares the rows with each other.
 func (r *Registry) verifyDatabase(root kernel.Root) (drifts []Drift, err error) {
 	const first = 3
-	text := func(rows *sql.Rows, s *string) error { return rows.Scan(s) }
-	lines, err := collect(r.db, text, fmt.Sprintf(`PRAGMA integrity_check(%d)`, first))
+	lines, err := collect(r.db, scanText, fmt.Sprintf(`PRAGMA integrity_check(%d)`, first))
 	if err != nil {
 		return nil, err
 	}
 	if !slices.Equal(lines, []string{"ok"}) {
 		return []Drift{r.damagedDB(root, errors.New(strings.Join(lines, "; ")))}, nil
 	}
-	if lines, err = collect(r.db, text, `SELECT format('a row of table %s names a row of %s that is not there', "table", parent) FROM pragma_foreign_key_check`); err != nil {
+	if lines, err = collect(r.db, scanText, `SELECT format('a row of table %s names a row of %s that is not there', "table", parent) FROM pragma_foreign_key_check`); err != nil {
 		return nil, err
 	}
 	for _, line := range lines[:min(first, len(lines))] {
@@ -362,12 +362,13 @@ func (r *Registry) verifyModules(ctx context.Context, root kernel.Root) ([]Drift
 	if err != nil {
 		return nil, err
 	}
+	records := sync.OnceValues(func() ([]Artifact, error) { return r.keptRecords(ctx) })
 	for _, d := range slices.Concat(files, originals) {
 		if busy[d.Release] || gone[d.Release] && d.Kind != DriftForeign {
 			continue
 		}
 		if d.Kind == DriftForeign {
-			if d, err = r.recognize(ctx, root, d); err != nil {
+			if d, err = r.recognize(root, d, records); err != nil {
 				return nil, err
 			}
 		}

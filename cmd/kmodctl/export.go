@@ -107,13 +107,13 @@ func (e *env) checkOutput(file string) error {
 // exportable are the newest artifacts of a source, one for each kernel; of a source that
 // was replaced since, none.
 func (e *env) exportable(reg *registry.Registry, src registry.Source, releases []string) ([]registry.Artifact, error) {
-	all, err := reg.Artifacts()
+	all, err := reg.Artifacts(src.Name)
 	if err != nil {
 		return nil, err
 	}
 	var as []registry.Artifact
 	for _, a := range all {
-		if a.Package != src.Name || a.Version != src.Version || len(releases) > 0 && !slices.Contains(releases, a.Release) {
+		if a.Version != src.Version || len(releases) > 0 && !slices.Contains(releases, a.Release) {
 			continue
 		}
 		if !madeOf(a, src) {
