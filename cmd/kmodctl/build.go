@@ -290,10 +290,11 @@ func source(reg *registry.Registry, arg string) (registry.Source, error) {
 // newest is the newest version of every package.
 func newest(reg *registry.Registry) ([]registry.Source, error) {
 	all, err := reg.Sources()
-	if err != nil {
-		return nil, err
-	}
-	var out []registry.Source
+	return newestOf(all), err
+}
+
+// newestOf is the newest version of every package among all sources.
+func newestOf(all []registry.Source) (out []registry.Source) {
 	for _, s := range all {
 		if n := len(out); n > 0 && out[n-1].Name == s.Name {
 			out[n-1] = s // Sources sorts by name, then version
@@ -301,5 +302,5 @@ func newest(reg *registry.Registry) ([]registry.Source, error) {
 		}
 		out = append(out, s)
 	}
-	return out, nil
+	return out
 }

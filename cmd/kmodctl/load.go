@@ -113,6 +113,11 @@ func bareWords(plan *loader.Plan, params []string) error {
 	return nil
 }
 
+// otherBuild reports whether a live module is m and, by its build-id, another build of it.
+func otherBuild(live loader.Live, m registry.Module) bool {
+	return live.Name == m.Name && live.BuildID != "" && m.BuildID != "" && live.BuildID != m.BuildID
+}
+
 // index is the module index of a kernel, empty where it has no modules folder.
 func (e *env) index(release string) (*loader.Index, error) {
 	for _, dir := range []string{"/lib/modules", "/usr/lib/modules"} {
@@ -353,7 +358,7 @@ func (e *env) list(ctx context.Context) error {
 		m := liveModule{Live: live}
 		if ours, ok := kept.modules[live.Name]; ok {
 			m.Package = ours.Package + "@" + ours.Version
-			if ours.BuildID != "" && live.BuildID != "" && ours.BuildID != live.BuildID {
+			if otherBuild(live, ours.Module) {
 				m.Note = "live is another build"
 			}
 		}

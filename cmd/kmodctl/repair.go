@@ -269,7 +269,7 @@ func (r *repairer) buildAgain(ctx context.Context, d registry.Drift) (made regis
 	if err != nil {
 		return made, err
 	}
-	m, err := build.ParseManifest(src.Name+"@"+src.Version+"/"+build.ManifestFile, []byte(src.Manifest))
+	m, err := manifestOf(src)
 	if err != nil {
 		return made, err
 	}

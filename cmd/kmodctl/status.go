@@ -165,10 +165,8 @@ func (s *statusReader) gather(ctx context.Context, args []string) ([]registry.So
 		return nil, err
 	}
 	here := choice{kernels: s.kernels}
-	s.installs = map[target][]registry.Install{}
+	s.installs = byTarget(rows)
 	for _, i := range rows {
-		to := target{i.Package, i.Release}
-		s.installs[to] = append(s.installs[to], i)
 		if !here.covers(i.Release) && !slices.Contains(s.gone, i.Release) {
 			s.gone = append(s.gone, i.Release) // in the order of the rows
 		}
@@ -398,7 +396,7 @@ func (s *statusReader) liveState(release string, m registry.Module) string {
 	for _, l := range s.live.Modules {
 		switch {
 		case l.Name != m.Name:
-		case l.BuildID != "" && m.BuildID != "" && l.BuildID != m.BuildID:
+		case otherBuild(l, m):
 			return "live is another build"
 		default:
 			return l.State

@@ -177,23 +177,20 @@ func (j *job) inUse(installs []registry.Install) ([]choice, error) {
 		return nil, err
 	}
 	kernels = slices.DeleteFunc(kernels, func(k kernel.Release) bool { return k.Tree == nil })
-	sources, err := newest(j.reg)
-	if err != nil {
-		return nil, err
-	}
-	choices, err := j.choose(sources, kernels)
-	if err != nil {
-		return nil, err
-	}
 	all, err := j.reg.Sources()
 	if err != nil {
 		return nil, err
 	}
+	choices, err := j.choose(newestOf(all), kernels)
+	if err != nil {
+		return nil, err
+	}
+	placed := byTarget(installs)
 	for _, src := range all {
-		releases := releasesOf(installs, src.Name, src.Version)
 		for i, k := range kernels {
 			chosen := func(c choice) bool { return c.Name == src.Name && c.Version == src.Version && c.covers(k.Name) }
-			if slices.Contains(releases, k.Name) && !slices.ContainsFunc(choices, chosen) {
+			here := placed[target{src.Name, k.Name}]
+			if len(here) > 0 && here[0].Version == src.Version && !slices.ContainsFunc(choices, chosen) {
 				choices = append(choices, choice{src, kernels[i : i+1]})
 			}
 		}
@@ -223,8 +220,7 @@ func (j *job) loadedOlder(installs []registry.Install) (drifts []registry.Drift,
 			return nil, err
 		}
 		for _, l := range live.Modules {
-			m := slices.IndexFunc(art.Modules, func(m registry.Module) bool { return m.Name == l.Name && m.Name == i.Module })
-			if m >= 0 && l.BuildID != "" && art.Modules[m].BuildID != "" && l.BuildID != art.Modules[m].BuildID {
+			if slices.ContainsFunc(art.Modules, func(m registry.Module) bool { return m.Name == i.Module && otherBuild(l, m) }) {
 				drifts = append(drifts, registry.Drift{Kind: driftLoadedOlder, Object: objectModule, Module: i.Module, Package: i.Package, Version: i.Version, Release: running,
 					Why: "the live module is another build: kmodctl unload " + i.Module + ", then kmodctl load " + i.Module})
 			}
