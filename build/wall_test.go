@@ -221,7 +221,7 @@ func TestRunInChroot(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(root, "tmp"), 0o1777); err != nil {
 		t.Fatal(err)
 	}
-	before := mountTable(t)
+	before := mountTable(t, root)
 	cmd := helperCommand(t.Context(), "/source", k.Name)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
 	cmd.Dir = "/"
@@ -234,18 +234,27 @@ func TestRunInChroot(t *testing.T) {
 			t.Errorf("the log lacks %q:\n%s", want, out)
 		}
 	}
-	if after := mountTable(t); after != before {
+	if after := mountTable(t, root); after != before {
 		t.Errorf("mounts were left:\n%s\nbefore\n%s", after, before)
 	}
 }
 
-func mountTable(t *testing.T) string {
+// mountTable is all that is mounted, but for the folders of other tests: those of package
+// registry run at the same time, and mount disks of their own.
+func mountTable(t *testing.T, root string) (table string) {
 	t.Helper()
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(text)
+	for line := range strings.Lines(string(text)) {
+		at := strings.Fields(line)[4] // proc_pid_mountinfo(5)
+		if strings.HasPrefix(at, filepath.Join(os.TempDir(), "Test")) && !strings.HasPrefix(at, root) {
+			continue
+		}
+		table += line
+	}
+	return table
 }
 
 // unshare -r: root of a namespace in which there is nobody else to become.
