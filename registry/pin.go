@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Pin holds a package at a version, for one kernel release or for all: build and
-// install take it instead of the newest, and GC keeps it.
+// Pin holds a package at a version, for one kernel release or for all: build, install
+// and load take it instead of the newest, and GC keeps it.
 type Pin struct {
 	Package  string    `json:"package"`
 	Release  string    `json:"release,omitempty"` // "" for every kernel that has no pin of its own

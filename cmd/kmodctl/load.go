@@ -27,8 +27,9 @@ func cmdLoad(e *env) *cli.Command {
 		Usage:     "load a module into the running kernel, dependencies first",
 		ArgsUsage: "MODULE|FILE.ko [PARAMETER=VALUE ...]",
 		Description: examples("What the registry built is preferred, then the kernel's own modules; an installed file that\n"+
-			"was damaged gives way to the registry's copy. Parameters go to the named module alone;\n"+
-			"commas in a value are kept. Settings in modprobe.d are not read yet.",
+			"was damaged gives way to the registry's copy. Of a package that is not installed, the pinned build\n"+
+			"is loaded, else the newest. Parameters go to the named module alone; commas in a value are kept.\n"+
+			"Settings in modprobe.d are not read yet.",
 			"kmodctl load hello", "kmodctl load params count=3 ports=80,443", "kmodctl load ./hello.ko", "kmodctl load stack_user --dry-run"),
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
@@ -66,7 +67,7 @@ func (e *env) load(ctx context.Context, name string, params []string) error {
 	if req.Index, err = e.index(release); err != nil {
 		return err
 	}
-	kept, err := modulesOf(e.root, reg, release)
+	kept, err := e.modulesOf(reg, release)
 	if err != nil {
 		return err
 	}
@@ -132,7 +133,7 @@ func (e *env) index(release string) (*loader.Index, error) {
 type kept struct {
 	root     kernel.Root
 	reg      *registry.Registry
-	modules  map[string]keptModule       // by name: the newest artifact's
+	modules  map[string]keptModule       // by name: the pinned or the newest artifact's
 	installs map[string]registry.Install // by name: what is installed
 	damaged  map[string]string           // of the modules looked for, files that are not what was installed: what happened to them
 }
@@ -143,16 +144,20 @@ type keptModule struct {
 	Package, Version string
 }
 
-func modulesOf(root kernel.Root, reg *registry.Registry, release string) (*kept, error) {
-	k := &kept{root, reg, map[string]keptModule{}, map[string]registry.Install{}, map[string]string{}}
+func (e *env) modulesOf(reg *registry.Registry, release string) (*kept, error) {
+	k := &kept{e.root, reg, map[string]keptModule{}, map[string]registry.Install{}, map[string]string{}}
 	sources, err := reg.Sources()
 	if err != nil {
 		return nil, err
 	}
-	for _, src := range sources { // by name, then version: the newest wins
-		art, _, err := reg.Artifact(src.Name, src.Version, release)
+	j := &job{env: e, reg: reg}
+	for _, src := range sources { // by name, then version: the newest that was built wins, unless one is pinned
+		art, _, err := j.artifact(src, release)
 		if err != nil {
 			return nil, err
+		}
+		if p, ok := j.pins.For(src.Name, release); ok && p.Version != src.Version {
+			continue
 		}
 		for _, m := range art.Modules {
 			k.modules[m.Name] = keptModule{m, src.Name, src.Version}
@@ -171,7 +176,7 @@ func modulesOf(root kernel.Root, reg *registry.Registry, release string) (*kept,
 }
 
 // find is a loader.Lookup: the installed file while it is the one that was
-// installed, else the registry's own copy of it, else that of the newest artifact.
+// installed, else the registry's own copy of it, else that of the pinned or the newest artifact.
 // It reads the file of the module that is looked for, and no other.
 func (k *kept) find(module string) (string, bool) {
 	module = ko.NormalizeName(module)
@@ -349,7 +354,7 @@ func (e *env) list(ctx context.Context) error {
 		return err
 	}
 	defer reg.Close()
-	kept, err := modulesOf(e.root, reg, release)
+	kept, err := e.modulesOf(reg, release)
 	if err != nil {
 		return err
 	}
@@ -387,7 +392,7 @@ func (e *env) moduleFile(ctx context.Context, arg, release string) (string, erro
 		return "", err
 	}
 	defer reg.Close()
-	kept, err := modulesOf(e.root, reg, release)
+	kept, err := e.modulesOf(reg, release)
 	if err != nil {
 		return "", err
 	}

@@ -17,9 +17,9 @@ func cmdPin(e *env) *cli.Command {
 		Name:      "pin",
 		Usage:     "hold a package at a version, or list what is held",
 		ArgsUsage: "[NAME@VERSION]",
-		Description: examples("build and install take the pinned version instead of the newest one, and gc keeps it. A pin\n"+
-			"for a kernel (-k) goes before one for all. Nothing is installed by it: kmodctl install NAME\n"+
-			"does that. Without argument: the pins; rollback makes them too.",
+		Description: examples("build, install and, of what is not installed, load take the pinned version instead of the\n"+
+			"newest one, and gc keeps it. A pin for a kernel (-k) goes before one for all. Nothing is\n"+
+			"installed by it: kmodctl install NAME does that. Without argument: the pins; rollback makes them too.",
 			"kmodctl pin hello@1.0.0", "kmodctl pin hello@1.0.0 -k 6.1.0-56-amd64", "kmodctl pin"),
 		Flags:        []cli.Flag{kernelFlag("only for kernel `RELEASE` (repeatable)")},
 		BashComplete: completePackages(e),
