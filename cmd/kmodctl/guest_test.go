@@ -37,6 +37,7 @@ func onRealKernels(t *testing.T, root string, rels []string) {
 		t.Fatal(err)
 	}
 	foreign := foreignModules(t, root, rels)
+	depmod := program(t, "depmod")
 	for _, release := range rels {
 		t.Run(release, func(t *testing.T) {
 			var out, console bytes.Buffer
@@ -44,12 +45,12 @@ func onRealKernels(t *testing.T, root string, rels []string) {
 				Image: filepath.Join(root, "boot/vmlinuz-"+release),
 				Init:  self,
 				Env:   map[string]string{guestEnv: release},
-				Files: []vm.File{
+				Files: append([]vm.File{
 					{Guest: guestBinary, Host: path},
-					{Guest: "/lib/modules/" + release, Host: filepath.Join(root, "lib/modules", release)},
+					{Guest: "/lib/modules", Host: filepath.Join(root, "lib/modules")},
 					{Guest: "/var/lib/kmodctl", Host: filepath.Join(root, "var/lib/kmodctl")},
 					{Guest: guestForeign, Host: foreign[release]},
-				},
+				}, depmod...),
 				Output: &out, Console: &console,
 			})
 			if err != nil {
@@ -66,6 +67,26 @@ func onRealKernels(t *testing.T, root string, rels []string) {
 			}
 		})
 	}
+}
+
+// program is a program of this machine, in /sbin of the guest, and the libraries that it needs.
+func program(t *testing.T, name string) []vm.File {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := []vm.File{{Guest: "/sbin/" + name, Host: path}}
+	out, err := exec.Command("ldd", path).Output()
+	if err != nil {
+		t.Fatalf("ldd %s: %v", path, err)
+	}
+	for _, word := range strings.Fields(string(out)) {
+		if filepath.IsAbs(word) {
+			files = append(files, vm.File{Guest: word, Host: word})
+		}
+	}
+	return files
 }
 
 // foreignModules makes, for each release, a folder of files that its kernel must
@@ -141,9 +162,14 @@ func (g *guest) command(code int, cmd *exec.Cmd) result {
 }
 
 // says checks that a run told each of the texts on standard error.
-func (g *guest) says(r result, texts ...string) {
+func (g *guest) says(r result, texts ...string) { g.has(r.stderr, texts) }
+
+// prints checks that a run told each of the texts on standard output.
+func (g *guest) prints(r result, texts ...string) { g.has(r.out, texts) }
+
+func (g *guest) has(stream string, texts []string) {
 	for _, text := range texts {
-		if !strings.Contains(r.stderr, text) {
+		if !strings.Contains(stream, text) {
 			g.errorf("not said: %q", text)
 		}
 	}
@@ -212,6 +238,7 @@ func guestChecks() int {
 		{"stack", (*guest).stack}, {"params", (*guest).params}, {"hello", (*guest).hello},
 		{"chardev", (*guest).chardev}, {"procfs", (*guest).procfs}, {"sysfs", (*guest).sysfs},
 		{"in tree", (*guest).inTree}, {"refusals", (*guest).refusals}, {"status", (*guest).status},
+		{"another build", (*guest).anotherBuild}, {"pinned", (*guest).pinned},
 		{"no rights", (*guest).noRights}, // the last one: modules_disabled is for ever
 	} {
 		fmt.Printf("--- %s\n", check.name)
@@ -369,6 +396,43 @@ func (g *guest) status(release string) {
 		}
 	}
 	g.run(0, "unload", "hello")
+}
+
+// anotherBuild installs another build of a module that is live: that is told of, and
+// left alone until the user loads it again.
+func (g *guest) anotherBuild(release string) {
+	g.says(g.run(0, "load", "hello"), "kernel log: hello: module loaded")
+	g.says(g.run(0, "verify"), "everything is as it should be")
+	g.says(g.run(0, "install", "hello", "-k", release), "installed hello 1.0.0 for "+release)
+	older := "loaded-older: module (hello 1.0.0, " + release + "): the live module is another build: kmodctl unload hello, then kmodctl load hello\n"
+	if r := g.run(exitFailed, "verify"); r.out != older {
+		g.errorf("verify prints %q, want %q", r.out, older)
+	}
+	g.run(exitFailed, "verify", "--json")
+	g.prints(g.run(0, "status", "hello"), "hello (live is another build)")
+	if r := g.run(0, "repair"); r.stderr != "left alone: "+older {
+		g.errorf("repair says %q", r.stderr)
+	}
+	g.wantLive("hello")
+	g.says(g.run(0, "load", "hello"), "hello: already live", "the live hello is another build than /lib/modules/"+release)
+	g.says(g.run(0, "unload", "hello"), "kernel log: hello: module unloaded")
+	g.says(g.run(0, "load", "hello"), "kernel log: hello: another build loaded")
+	g.says(g.run(0, "verify"), "everything is as it should be")
+	g.prints(g.run(0, "status", "hello"), "hello (live)")
+}
+
+// pinned goes back to the build before, and loads it from the registry alone: not the
+// newest one, which is live.
+func (g *guest) pinned(release string) {
+	g.says(g.run(0, "rollback", "hello", "-k", release), "rolled back hello 1.0.0 to its build of ", "hello is live as another build")
+	g.run(0, "uninstall", "hello", "-k", release)
+	g.run(0, "unload", "hello")
+	g.says(g.run(0, "load", "hello"), "kernel log: hello: module loaded")
+	g.run(0, "unload", "hello")
+	g.run(0, "unpin", "hello")
+	g.says(g.run(0, "load", "hello"), "kernel log: hello: another build loaded")
+	g.run(0, "unload", "hello")
+	g.wantLive()
 }
 
 // noRights tries what a user without rights, and a kernel that is locked, refuse.

@@ -63,6 +63,16 @@ func TestMainJob(t *testing.T) {
 		checkInstalled(t, root, rels, exampleDirs)
 	})
 
+	t.Run("another build", func(t *testing.T) { // which the guests install: they have no compiler
+		file := filepath.Join(dir, "hello", "hello.c")
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Dir(file), "hello.c", strings.Replace(string(text), "module loaded", "another build loaded", 1))
+		must(t, "--root", root, "build", "--no-install", filepath.Join(dir, "hello"))
+	})
+
 	t.Run("real kernels", func(t *testing.T) { onRealKernels(t, root, rels) })
 
 	t.Run("remove", func(t *testing.T) {
