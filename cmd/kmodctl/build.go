@@ -51,9 +51,6 @@ func (e *env) build(ctx context.Context, args, releases []string, install bool) 
 		}
 		kernels, lacking = nil, nil // a machine without headers and without packages is well
 	}
-	for _, k := range kernels {
-		build.Foresee(k)
-	}
 	reg, err := e.open(ctx, strings.TrimSpace("build "+strings.Join(args, " ")))
 	if err != nil {
 		return err
@@ -74,6 +71,12 @@ func (e *env) build(ctx context.Context, args, releases []string, install bool) 
 	}
 	for _, line := range e.tellLacking(lacking, steps) {
 		e.changed("%s", line) // with -q too: after a reboot into it the driver is missing
+	}
+	for _, k := range lacking {
+		if k.Err != nil && len(steps) > 0 {
+			j.tried++
+			j.fail(fmt.Errorf("build for %s: %w", k.Name, k.Err))
+		}
 	}
 	if err := j.buildAll(ctx, choices, steps); err != nil {
 		return err
@@ -210,6 +213,8 @@ func (e *env) buildable(releases []string) (with, lacking []kernel.Release, err 
 		switch {
 		case k.Tree != nil:
 			with = append(with, k)
+		case len(releases) > 0 && k.Err != nil:
+			return nil, nil, fmt.Errorf("build for %s: %w", k.Name, k.Err)
 		case len(releases) > 0:
 			return nil, nil, missingHeaders{k}
 		default:
@@ -237,6 +242,7 @@ func (e *env) tellLacking(kernels []kernel.Release, steps []build.Step) (lines [
 	for _, k := range kernels {
 		m := missingHeaders{k}
 		switch {
+		case k.Err != nil: // a failure
 		case k.Modules != "":
 			lines = append(lines, strings.Join(append([]string{"not built for " + k.Name + ": " + m.what()}, m.remedies()...), ": "))
 		case atWork && !e.quiet:

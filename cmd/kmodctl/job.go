@@ -437,6 +437,14 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 		j.keep(due, why)
 		return nil
 	}
+	if k.Err != nil && len(due) > 0 {
+		j.tried++
+		j.fail(fmt.Errorf("install for %s: %w", k.Name, k.Err))
+		for _, art := range due {
+			j.installed(art, "failed", k.Err.Error())
+		}
+		return nil
+	}
 	if j.dryRun {
 		for _, art := range due {
 			j.would("install %s %s for %s", art.Package, art.Version, art.Release)
@@ -517,7 +525,7 @@ func (j *job) cannotInstall(k kernel.Release) string {
 	switch {
 	case os.Getuid() != 0 && j.root.IsHost():
 		return "that needs root"
-	case k.Modules == "": // its headers came first: the kernel's own hook will install
+	case k.Modules == "" && k.Err == nil: // its headers came first: the kernel's own hook will install
 		return "only the headers of " + k.Name + " are here, no /lib/modules/" + k.Name
 	}
 	return ""

@@ -3,6 +3,7 @@ package kernel
 import (
 	"errors"
 	"io"
+	"os"
 	"strings"
 )
 
@@ -18,6 +19,11 @@ type Config string
 // it; other lines than Kconfig's are ignored, as Kconfig does.
 func ParseConfig(r io.Reader) (Config, error) {
 	var text strings.Builder
+	if f, ok := r.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+			text.Grow(int(info.Size()))
+		}
+	}
 	if _, err := io.Copy(&text, r); err != nil {
 		return "", err
 	}

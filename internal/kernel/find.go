@@ -52,7 +52,7 @@ func Get(root Root, name string) (Release, error) {
 		return Release{}, err
 	}
 	if isRelease(name) {
-		if r := s.describe(name); r.Running || r.Modules != "" || r.Tree != nil {
+		if r := s.describe(name); r.Running || r.Modules != "" || r.Tree != nil || r.Err != nil {
 			return r, nil
 		}
 	}
@@ -91,10 +91,11 @@ type survey struct {
 	root    Root
 	running string // "" under a root other than the host's
 	machine string // the same
+	err     error  // the first look that failed otherwise than for want of what was looked for
 }
 
-func newSurvey(root Root) (survey, error) {
-	s := survey{root: root}
+func newSurvey(root Root) (*survey, error) {
+	s := &survey{root: root}
 	if _, err := os.Stat(string(root) + "/"); err != nil {
 		return s, fmt.Errorf("find kernels: %w", err)
 	}
@@ -110,7 +111,7 @@ func newSurvey(root Root) (survey, error) {
 var moduleFolders = []string{"/lib/modules/", "/usr/lib/modules/"}
 
 // names returns the releases of the root, ascending.
-func (s survey) names() ([]string, error) {
+func (s *survey) names() ([]string, error) {
 	found := map[string]bool{}
 	for _, folder := range moduleFolders {
 		entries, err := s.list(folder)
@@ -124,6 +125,9 @@ func (s survey) names() ([]string, error) {
 	headers, err := s.headers()
 	if err != nil {
 		return nil, err
+	}
+	if s.err != nil { // of a look for headers
+		return nil, fmt.Errorf("find kernels: %w", s.err)
 	}
 	for _, name := range headers {
 		found[name] = true
@@ -147,7 +151,7 @@ func series(release string) []int {
 
 // list returns the names in a folder of the root that are not plain files.
 // An absent folder is an empty one.
-func (s survey) list(folder string) ([]string, error) {
+func (s *survey) list(folder string) ([]string, error) {
 	entries, err := s.root.ReadDir(folder)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("find kernels: %w", err)
@@ -161,8 +165,31 @@ func (s survey) list(folder string) ([]string, error) {
 	return names, nil
 }
 
+// saw keeps the error of a look, unless nothing is there, or nothing that this user may see.
+func (s *survey) saw(err error) {
+	var failed *fs.PathError // of a system call
+	if s.err != nil || !errors.As(err, &failed) {
+		return
+	}
+	switch failed.Err {
+	case unix.ENOENT, unix.ENOTDIR, unix.EACCES, unix.EPERM, unix.ELOOP, unix.ENAMETOOLONG:
+	default:
+		s.err = err
+	}
+}
+
 // describe says what the root has of a release.
-func (s survey) describe(name string) Release {
+func (s *survey) describe(name string) Release {
+	s.err = nil
+	r := s.look(name)
+	if s.err != nil { // what was not seen may be there
+		r.Err, r.Tree = s.err, nil
+		r.Missing = []Missing{{What: fmt.Sprintf("kernel %s cannot be looked at: %v", name, s.err)}}
+	}
+	return r
+}
+
+func (s *survey) look(name string) Release {
 	r := Release{
 		Name:    name,
 		Arch:    s.machine,
@@ -187,11 +214,13 @@ func (s survey) describe(name string) Release {
 }
 
 // first returns the first of some names that exists in the root, or "".
-func (s survey) first(names ...string) string {
+func (s *survey) first(names ...string) string {
 	for _, name := range names {
-		if _, err := s.root.Path(name); err == nil {
+		_, err := s.root.Path(name)
+		if err == nil {
 			return name
 		}
+		s.saw(err)
 	}
 	return ""
 }

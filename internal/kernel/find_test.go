@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -359,5 +360,22 @@ func TestFindUnderRootIgnoresHost(t *testing.T) {
 	}
 	if _, err := Get(plant(t, nil), running); err == nil {
 		t.Errorf("the running kernel is found in an empty root")
+	}
+}
+
+// A disk that fails while one kernel is looked at must not hide that kernel.
+func TestFindOnAFailingDisk(t *testing.T) {
+	for errno, fails := range map[error]bool{unix.ENOENT: false, unix.EACCES: false, unix.ELOOP: false, unix.EIO: true, unix.EMFILE: true} {
+		s, err := newSurvey(Root(t.TempDir()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.saw(&fs.PathError{Op: "open", Path: "/lib/modules/6.1.0-1", Err: errno}); fails != errors.Is(s.err, errno) {
+			t.Errorf("%v: %v", errno, s.err)
+		}
+	}
+	k, err := Get(Root(t.TempDir()), "6.1.0-1") // nothing is there
+	if nothing := (*NotFoundError)(nil); !errors.As(err, &nothing) {
+		t.Errorf("%+v, %v", k, err)
 	}
 }

@@ -17,6 +17,10 @@ type Release struct {
 
 	// Missing names what this kernel lacks for a build, in words for people.
 	Missing []Missing `json:"missing,omitempty"`
+
+	// Err is why the kernel could not be looked at, such as an input/output error; Missing says so too. What the
+	// other fields lack may be there then.
+	Err error `json:"-"`
 }
 
 // Missing is one thing that a kernel lacks, and the command that brings it.

@@ -26,13 +26,13 @@ var packagers = map[string]packager{
 }
 
 // install returns the command that brings the headers of a release, or "".
-func (s survey) install(release string) string {
+func (s *survey) install(release string) string {
 	p := s.packager()
 	return command(p.install, p, release)
 }
 
 // reinstall returns the command that mends a tree which a package brought, or "".
-func (s survey) reinstall(tree, release string) string {
+func (s *survey) reinstall(tree, release string) string {
 	if !strings.HasPrefix(tree, "/usr/") && !strings.HasPrefix(tree, "/lib/") {
 		return ""
 	}
@@ -53,7 +53,7 @@ func command(verb string, p packager, release string) string {
 
 // packager returns that of the root's distribution; the zero packager when
 // there is no os-release or it names a stranger.
-func (s survey) packager() packager {
+func (s *survey) packager() packager {
 	text, err := s.root.ReadFile("/etc/os-release")
 	if err != nil {
 		text, _ = s.root.ReadFile("/usr/lib/os-release")

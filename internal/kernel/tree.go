@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -10,7 +9,7 @@ import (
 )
 
 // treePlaces returns where the build tree of a release can be, the best first.
-func (s survey) treePlaces(release string) []string {
+func (s *survey) treePlaces(release string) []string {
 	places := []string{
 		"/lib/modules/" + release + "/build",
 		"/usr/lib/modules/" + release + "/build",
@@ -31,7 +30,7 @@ func (s survey) treePlaces(release string) []string {
 // headers returns the releases that have headers in /usr/src. A folder there
 // without a configuration is no tree but a part that several trees share, such
 // as Debian's linux-headers-6.1.0-56-common.
-func (s survey) headers() ([]string, error) {
+func (s *survey) headers() ([]string, error) {
 	sources, err := s.list("/usr/src")
 	if err != nil {
 		return nil, err
@@ -67,14 +66,14 @@ func (s survey) headers() ([]string, error) {
 }
 
 // configOf returns the name of a tree's configuration, or "".
-func (s survey) configOf(tree string) string {
+func (s *survey) configOf(tree string) string {
 	return s.first(tree+"/.config", tree+"/include/config/auto.conf")
 }
 
 // tree returns the first build tree of a release that can be used. When there
 // is none, it returns what the first that is there lacks, or neither when there
 // is no trace of one.
-func (s survey) tree(release string) (*Tree, []Missing) {
+func (s *survey) tree(release string) (*Tree, []Missing) {
 	var missing []Missing
 	for _, place := range s.treePlaces(release) {
 		tree, lacks := s.openTree(place, release)
@@ -89,9 +88,10 @@ func (s survey) tree(release string) (*Tree, []Missing) {
 }
 
 // openTree checks one place. Both results are nil when nothing is there.
-func (s survey) openTree(place, release string) (*Tree, []Missing) {
+func (s *survey) openTree(place, release string) (*Tree, []Missing) {
 	host, err := s.root.Path(place)
 	if err != nil {
+		s.saw(err)
 		return nil, s.broken(place, release)
 	}
 	tree := &Tree{Path: s.root.Inside(host), Host: host}
@@ -103,9 +103,11 @@ func (s survey) openTree(place, release string) (*Tree, []Missing) {
 		lacks("has no Makefile")
 	}
 	if tree.Config, err = s.readConfig(tree.Path); err != nil {
+		s.saw(err)
 		lacks(err.Error())
 	}
 	if tree.Symvers, err = s.root.Path(tree.Path + "/Module.symvers"); err != nil {
+		s.saw(err)
 		lacks("has no Module.symvers, the list of the kernel's symbols")
 	}
 	if target, remedy := s.withoutScripts(tree.Path, release); target != "" {
@@ -124,7 +126,7 @@ func (s survey) openTree(place, release string) (*Tree, []Missing) {
 // withoutScripts returns where a tree's scripts should be, when they are not there,
 // and what brings them. Debian has them in a package of their own, which a link
 // names; under a root that lacks it, kbuild would take this machine's.
-func (s survey) withoutScripts(tree, release string) (target, remedy string) {
+func (s *survey) withoutScripts(tree, release string) (target, remedy string) {
 	target = tree + "/scripts"
 	if s.first(target) != "" {
 		return "", ""
@@ -150,7 +152,7 @@ func (s survey) withoutScripts(tree, release string) (target, remedy string) {
 }
 
 // broken says what is wrong with a build link that leads nowhere.
-func (s survey) broken(place, release string) []Missing {
+func (s *survey) broken(place, release string) []Missing {
 	folder, err := s.root.Path(filepath.Dir(place))
 	if err != nil {
 		return nil
@@ -167,16 +169,17 @@ func notInstalled(release string) string {
 	return "headers for " + release + " are not installed"
 }
 
-func (s survey) readConfig(tree string) (Config, error) {
+func (s *survey) readConfig(tree string) (Config, error) {
 	name := s.configOf(tree)
 	if name == "" {
 		return "", errors.New("has no .config")
 	}
-	data, err := s.root.ReadFile(name)
+	f, err := s.root.Open(name)
 	if err != nil {
 		return "", fmt.Errorf("has a .config that cannot be read: %w", err)
 	}
-	config, err := ParseConfig(bytes.NewReader(data))
+	defer f.Close()
+	config, err := ParseConfig(f)
 	if err != nil {
 		return "", fmt.Errorf("has a damaged .config: %w", err)
 	}
@@ -187,9 +190,10 @@ func (s survey) readConfig(tree string) (Config, error) {
 // vermagic, or "". It differs when a build link leads to sources that were
 // configured anew since. (include/config/kernel.release is no witness: Debian's
 // says 6.1.192 for 6.1.0-56-amd64.)
-func (s survey) builtFor(tree string) string {
+func (s *survey) builtFor(tree string) string {
 	line, err := s.root.ReadFile(tree + "/include/generated/utsrelease.h")
 	if err != nil {
+		s.saw(err)
 		return ""
 	}
 	_, quoted, _ := strings.Cut(string(line), `#define UTS_RELEASE "`)
