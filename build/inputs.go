@@ -11,9 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
-
-	"golang.org/x/sys/unix"
 
 	"kmodctl/internal/kernel"
 )
@@ -36,23 +33,28 @@ type facts struct {
 	err                            error // why there can be no build
 }
 
-func factsOf(k kernel.Release, tool func(path string) (string, error)) *facts {
+// asker tells of a program its version line, of a file its sha256 in hex.
+type asker struct {
+	tool, digest func(path string) (string, error)
+}
+
+func factsOf(k kernel.Release, ask asker) *facts {
 	f := &facts{}
 	if k.Tree == nil {
 		f.err = errors.New(lacks(k))
 		return f
 	}
-	if f.config, f.err = digestConfig(k.Tree.Host); f.err != nil {
+	if f.config, f.err = digestConfig(k.Tree.Host, ask.digest); f.err != nil {
 		return f
 	}
-	if f.symvers, f.err = digestFile(k.Tree.Symvers); f.err != nil {
+	if f.symvers, f.err = ask.digest(k.Tree.Symvers); f.err != nil {
 		return f
 	}
-	if f.chain, f.err = findToolchain(k.Tree.CC, tool); f.err != nil {
+	if f.chain, f.err = findToolchain(k.Tree.CC, ask.tool); f.err != nil {
 		return f
 	}
 	f.flags = strings.Join(append(f.chain.flags(), reproducible...), " ")
-	f.pahole, f.err = paholeIdentity(k, tool)
+	f.pahole, f.err = paholeIdentity(k, ask.tool)
 	return f
 }
 
@@ -83,7 +85,7 @@ func (m *Manifest) digest() (string, error) {
 // Hash is the key of the artifact that in makes: sha256 in hex over its lines
 // "name value".
 func Hash(in []Input) string {
-	var text []byte
+	text := make([]byte, 0, 1024)
 	for _, i := range in {
 		text = append(append(append(append(text, i.Name...), ' '), i.Value...), '\n')
 	}
@@ -130,37 +132,17 @@ func paholeIdentity(k kernel.Release, tool func(string) (string, error)) (string
 	return tool(path)
 }
 
-// digestConfig reads the tree's configuration: .config, or what is left of it in
+// digestConfig stands for the tree's configuration: .config, or what is left of it in
 // trees that come without.
-func digestConfig(tree string) (string, error) {
-	sum, err := digestFile(filepath.Join(tree, ".config"))
+func digestConfig(tree string, digest func(string) (string, error)) (string, error) {
+	sum, err := digest(filepath.Join(tree, ".config"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return digestFile(filepath.Join(tree, "include/config/auto.conf"))
+		return digest(filepath.Join(tree, "include/config/auto.conf"))
 	}
 	return sum, err
 }
 
-// fileKey tells one content of a path from the next, as far as stat(2) can.
-type fileKey struct {
-	path         string
-	dev, ino     uint64
-	size         int64
-	mtime, ctime unix.Timespec
-}
-
-var digests sync.Map // fileKey to func() (string, error): Foresee begins what a Planner waits for
-
 func digestFile(path string) (string, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return "", &os.PathError{Op: "stat", Path: path, Err: err}
-	}
-	key := fileKey{path, st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}
-	once, _ := digests.LoadOrStore(key, sync.OnceValues(func() (string, error) { return readDigest(path) }))
-	return once.(func() (string, error))()
-}
-
-func readDigest(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
@@ -171,10 +153,4 @@ func readDigest(path string) (string, error) {
 		return "", fmt.Errorf("read %s: %w", path, err)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
-// Foresee begins to read what a Planner will ask of a kernel's build tree, 2 MB of
-// it, while the caller does something else.
-func Foresee(k kernel.Release) {
-	go digestFile(k.Tree.Symvers)
 }

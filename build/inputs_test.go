@@ -200,16 +200,26 @@ func TestToolIdentity(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: apt install make", err)
 	}
-	line, err := ToolIdentity(path)
+	line, err := toolIdentity(path)
 	if err != nil || !strings.HasPrefix(line, "GNU Make ") || strings.Contains(line, "\n") {
 		t.Errorf("%q, %v", line, err)
 	}
-	if _, err := ToolIdentity("/nonexistent"); err == nil {
+	if _, err := toolIdentity("/nonexistent"); err == nil {
 		t.Error("a program that does not exist has an identity")
 	}
 }
 
 // inputs are those of a package that is planned alone.
 func inputs(m *Manifest, source string, k kernel.Release, tool func(string) (string, error)) ([]Input, *Toolchain, error) {
-	return (&Planner{Tool: tool}).inputs(m, source, k)
+	return (&Planner{FileFact: answers(tool)}).inputs(m, source, k)
+}
+
+// answers lets tool answer for programs; files are read.
+func answers(tool func(string) (string, error)) func(path, what string, ask func(string) (string, error)) (string, error) {
+	return func(path, what string, ask func(string) (string, error)) (string, error) {
+		if what == "version" {
+			return tool(path)
+		}
+		return ask(path)
+	}
 }

@@ -51,7 +51,7 @@ func job(t *testing.T, k kernel.Release, source string) (Job, *bytes.Buffer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, chain, err := inputs(m, "source", k, ToolIdentity)
+	_, chain, err := inputs(m, "source", k, toolIdentity)
 	if err != nil {
 		t.Fatal(err)
 	}

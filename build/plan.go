@@ -2,6 +2,7 @@ package build
 
 import (
 	"strings"
+	"sync"
 
 	"kmodctl/internal/kernel"
 )
@@ -31,15 +32,16 @@ type Step struct {
 }
 
 // Planner decides what is to be done. It asks once for what every package of a kernel
-// shares, so keep one for a command.
+// shares, so keep one for a command; several goroutines may use it.
 type Planner struct {
-	// Tool gives a program's version line. The planner starts no process, so that a caller
-	// who remembers these lines starts none either.
-	Tool func(path string) (identity string, err error)
+	// FileFact returns what ask says of a file or, as long as the file is the same, what it
+	// said before; what names the question. A caller who remembers starts no process and reads no
+	// large file when nothing changed. nil asks each time.
+	FileFact func(path, what string, ask func(path string) (string, error)) (string, error)
 
-	facts    map[*kernel.Tree]*facts
-	manifest *Manifest // the last one
-	digest   string    // its
+	mu      sync.Mutex
+	facts   map[*kernel.Tree]*facts
+	digests map[*Manifest]string
 }
 
 // Made is what the newest artifact of a package for a kernel was made from; zero when
@@ -49,8 +51,8 @@ type Made struct {
 	Inputs func() ([]Input, error) // asked for only when Hash is another than today's
 }
 
-// Decide plans one package for one kernel. It starts no process, and reads only the build tree's
-// configuration and Module.symvers. A kernel that cannot be built for is a Step like
+// Decide plans one package for one kernel. It asks for the compiler's version, and for digests of the build
+// tree's configuration and Module.symvers. A kernel that cannot be built for is a Step like
 // any other, so that it stops no other kernel's.
 func (p *Planner) Decide(m *Manifest, sourceDigest string, k kernel.Release, made Made) Step {
 	s := Step{Package: m.Name, Version: m.Version, Release: k.Name, Manifest: m, Kernel: k}
@@ -82,26 +84,47 @@ func (p *Planner) Decide(m *Manifest, sourceDigest string, k kernel.Release, mad
 
 // inputs lists everything that goes into the artifact of a package for k, in a
 // fixed order, and the compiler that will make it. sourceDigest stands for the
-// files of the source. It opens .config and Module.symvers of the build tree, once in a
-// process while they stay the same.
+// files of the source.
 func (p *Planner) inputs(m *Manifest, sourceDigest string, k kernel.Release) ([]Input, *Toolchain, error) {
-	f := p.facts[k.Tree]
-	if f == nil {
-		if p.facts == nil {
-			p.facts = map[*kernel.Tree]*facts{}
-		}
-		f = factsOf(k, p.Tool)
+	f, manifest, err := p.shared(m, k)
+	if err != nil {
+		return nil, nil, err
+	}
+	return f.inputs(manifest, sourceDigest, k), f.chain, nil
+}
+
+// shared are the facts of a kernel and the digest of a manifest, found once.
+func (p *Planner) shared(m *Manifest, k kernel.Release) (f *facts, manifest string, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.facts == nil {
+		p.facts, p.digests = map[*kernel.Tree]*facts{}, map[*Manifest]string{}
+	}
+	if f = p.facts[k.Tree]; f == nil {
+		f = factsOf(k, p.asker())
 		p.facts[k.Tree] = f
 	}
 	if f.err != nil {
-		return nil, nil, f.err
+		return nil, "", f.err
 	}
-	if p.manifest != m {
-		var err error
-		if p.digest, err = m.digest(); err != nil {
-			return nil, nil, err
+	manifest, ok := p.digests[m]
+	if !ok {
+		if manifest, err = m.digest(); err != nil {
+			return nil, "", err
 		}
-		p.manifest = m
+		p.digests[m] = manifest
 	}
-	return f.inputs(p.digest, sourceDigest, k), f.chain, nil
+	return f, manifest, nil
+}
+
+// asker asks about files by the planner's FileFact.
+func (p *Planner) asker() asker {
+	know := p.FileFact
+	if know == nil {
+		know = func(path, _ string, ask func(string) (string, error)) (string, error) { return ask(path) }
+	}
+	return asker{
+		tool:   func(path string) (string, error) { return know(path, "version", toolIdentity) },
+		digest: func(path string) (string, error) { return know(path, "sha256", digestFile) },
+	}
 }

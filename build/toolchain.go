@@ -34,8 +34,8 @@ func findProgram(name string) (string, error) {
 	return "", &exec.Error{Name: name, Err: errors.New("not installed")}
 }
 
-// ToolIdentity runs path --version and returns the first line of its output.
-func ToolIdentity(path string) (string, error) {
+// toolIdentity runs path --version and returns the first line of its output.
+func toolIdentity(path string) (string, error) {
 	cmd := exec.Command(path, "--version")
 	cmd.Env = cleanEnv
 	out, err := cmd.Output()

@@ -46,7 +46,7 @@ func helper(dir string) int {
 			fmt.Println(err)
 			return 1
 		}
-		_, chain, err := inputs(m, "", k, ToolIdentity)
+		_, chain, err := inputs(m, "", k, toolIdentity)
 		if err != nil {
 			fmt.Println(err)
 			return 1

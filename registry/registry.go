@@ -44,7 +44,8 @@ type Registry struct {
 
 	mu        sync.Mutex
 	recovered []string
-	left      []error // why work folders and blobs that nobody needs are still there
+	left      []error                 // why work folders and blobs that nobody needs are still there
+	facts     map[fileFact]fileAnswer // once read
 }
 
 // WriterOptions are what OpenWriter wants to know of its caller.

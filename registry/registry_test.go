@@ -178,24 +178,60 @@ func TestDamagedBlob(t *testing.T) {
 	}
 }
 
-func TestTool(t *testing.T) {
+func TestFileFact(t *testing.T) {
 	dir := t.TempDir()
 	r := writer(t, dir, "/")
 	cc, link := filepath.Join(dir, "gcc-12"), filepath.Join(dir, "gcc")
-	must(t, os.WriteFile(cc, []byte("1"), 0o755))
+	put := func(text string) {
+		must(t, os.WriteFile(cc, []byte(text), 0o755))
+		waitForGrain(t, cc)
+	}
+	put("1")
 	must(t, os.Symlink("gcc-12", link))
-	must(t, r.PutTool(link, "gcc 12"))
-	if id, ok, err := r.Tool(link); id != "gcc 12" || !ok || err != nil {
-		t.Errorf("tool: %q %v %v", id, ok, err)
+	asked := 0
+	fact := func(r *Registry, want string, asks int) {
+		t.Helper()
+		asked = 0
+		got, err := r.FileFact(link, "text", func(path string) (string, error) {
+			asked++
+			text, err := os.ReadFile(path)
+			return string(text), err
+		})
+		if got != want || err != nil || asked != asks {
+			t.Errorf("%q %v, asked %d times; want %q, %d", got, err, asked, want, asks)
+		}
 	}
-	must(t, os.WriteFile(cc+".new", []byte("2"), 0o755))
+	fact(r, "1", 1)
+	fact(r, "1", 0)
+	must(t, os.Chtimes(cc, time.Now(), time.Unix(1, 0)))
+	waitForGrain(t, cc)
+	fact(r, "1", 1)
+	info, err := os.Stat(cc)
+	must(t, err)
+	put("2") // size, inode and mtime stay
+	must(t, os.Chtimes(cc, time.Now(), info.ModTime()))
+	waitForGrain(t, cc)
+	fact(r, "2", 1)
+	must(t, r.Close())
+	fact(reader(t, dir), "2", 0)
+	must(t, os.WriteFile(cc+".new", []byte("3"), 0o755))
 	must(t, os.Rename(cc+".new", cc))
-	if _, ok, err := r.Tool(link); ok || err != nil {
-		t.Errorf("the tool changed and is still known: %v", err)
+	fact(reader(t, dir), "3", 1)
+	r = writer(t, dir, "/")
+	fact(r, "3", 1)
+	fact(r, "3", 1) // it may change again within the grain of its times
+	must(t, os.Remove(cc))
+	if _, err := r.FileFact(link, "text", nil); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("absent file: %v", err)
 	}
-	if _, _, err := r.Tool(filepath.Join(dir, "absent")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("absent tool: %v", err)
-	}
+}
+
+// waitForGrain waits until what is now known of a file can be kept.
+func waitForGrain(t *testing.T, path string) {
+	t.Helper()
+	s, err := stateOf(path)
+	must(t, err)
+	time.Sleep(time.Until(time.Unix(0, s.ctime).Add(time.Second + 10*time.Millisecond)))
 }
 
 func TestFutureSchemaIsRefused(t *testing.T) {

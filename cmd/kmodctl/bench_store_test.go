@@ -120,7 +120,7 @@ func newStore(t testing.TB, packages int) string {
 	ok(err)
 	defer func() { ok(reg.Close()) }()
 	j := &job{env: &env{root: kernel.Root(root), quiet: true, err: os.Stderr}, reg: reg}
-	planner := build.Planner{Tool: j.tool}
+	planner := build.Planner{FileFact: reg.FileFact}
 	due := map[string][]registry.Artifact{}
 	file := filepath.Join(root, "x.ko")
 	for p, dir := range dirs {

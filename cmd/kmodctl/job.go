@@ -30,9 +30,9 @@ type job struct {
 	force  bool             // shadow newer modules too
 
 	installs []installStep
-	newest   map[string]registry.Artifact // by package, version and release, once read
-	pins     registry.Pins                // read with them
-	only     []string                     // names of the packages that are asked for; all when there are none
+	newest   map[artifactKey]*registry.Artifact // once read
+	pins     registry.Pins                      // read with them
+	only     []string                           // names of the packages that are asked for; all when there are none
 	planner  build.Planner
 	named    map[string]bool   // packages of which the user named the version
 	folders  map[string]string // folders inside the root: their host paths
@@ -61,20 +61,27 @@ func (j *job) know() error {
 			all = append(all, a)
 		}
 	}
-	j.newest = map[string]registry.Artifact{}
-	for _, a := range all {
-		j.newest[a.Package+"@"+a.Version+" "+a.Release] = a
+	newest := make(map[artifactKey]*registry.Artifact, len(all))
+	for i, a := range all {
+		newest[artifactKey{a.Package, a.Version, a.Release}] = &all[i]
 	}
+	j.newest = newest
 	return nil
 }
+
+// artifactKey is what an artifact is of and for.
+type artifactKey struct{ pkg, version, release string }
 
 // artifact is the pinned or the newest artifact of a source for a kernel.
 func (j *job) artifact(src registry.Source, release string) (registry.Artifact, bool, error) {
 	if err := j.know(); err != nil {
 		return registry.Artifact{}, false, err
 	}
-	a, ok := j.newest[src.Name+"@"+src.Version+" "+release]
-	return a, ok, nil
+	a, ok := j.newest[artifactKey{src.Name, src.Version, release}]
+	if !ok {
+		return registry.Artifact{}, false, nil
+	}
+	return *a, true, nil
 }
 
 // choice is a source, and the kernels that a command works on it for.
@@ -163,27 +170,12 @@ func (j *job) outcome() error {
 	return partly{failed: len(j.errs), of: max(j.tried, len(j.errs)), err: j.errs[len(j.errs)-1]}
 }
 
-// tool is a compiler's version line, from the registry's cache while the file is
-// the same: a command that has nothing to do starts no process.
-func (j *job) tool(path string) (string, error) {
-	if identity, ok, err := j.reg.Tool(path); err != nil || ok {
-		return identity, err
-	}
-	identity, err := build.ToolIdentity(path)
-	if err != nil {
-		return "", err
-	}
-	if err := j.reg.PutTool(path, identity); err != nil && !errors.Is(err, registry.ErrReadOnly) {
-		return "", err
-	}
-	return identity, nil
-}
-
 // plan decides what is to be done for each source and kernel.
 func (j *job) plan(choices []choice) ([]build.Step, error) {
-	j.planner.Tool = j.tool
+	j.planner.FileFact = j.reg.FileFact
 	var steps []build.Step
 	for _, c := range choices {
+		steps = slices.Grow(steps, len(c.kernels))
 		m, unfit := manifestOf(c.Source)
 		if c.Digest == "" {
 			unfit = &registry.NotFoundError{Name: c.Name, Version: c.Version}

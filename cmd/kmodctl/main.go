@@ -7,6 +7,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"kmodctl/build"
@@ -14,7 +15,8 @@ import (
 )
 
 func main() {
-	build.Stage() // returns unless this process is the isolated child of a build
+	debug.SetGCPercent(400) // a command is short: rather memory than time
+	build.Stage()           // returns unless this process is the isolated child of a build
 	vm.Main(func() int {
 		ctx, stop := interruptible()
 		defer stop()

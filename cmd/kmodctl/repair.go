@@ -273,7 +273,7 @@ func (r *repairer) buildAgain(ctx context.Context, d registry.Drift) (made regis
 	if err != nil {
 		return made, err
 	}
-	r.planner.Tool = r.tool
+	r.planner.FileFact = r.reg.FileFact
 	step := r.planner.Decide(m, src.Digest, k, build.Made{})
 	switch step.Action {
 	case build.ActionFail:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -92,13 +93,17 @@ func (e *env) status(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	packages := []packageStatus{}
-	for _, src := range sources {
-		p, err := s.pkg(src)
-		if err != nil {
+	packages := make([]packageStatus, len(sources))
+	var g errgroup.Group
+	g.SetLimit(runtime.NumCPU())
+	for i, src := range sources {
+		g.Go(func() (err error) {
+			packages[i], err = s.pkg(src)
 			return err
-		}
-		packages = append(packages, p)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
 	}
 	unfinished, holder, err := reg.Unfinished()
 	if err != nil {
@@ -139,28 +144,22 @@ func (s *statusReader) asked(args []string) (sources []registry.Source, err erro
 // gather reads what the status of every package is made from, each kind of thing at
 // once, and looks at files while the registry reads rows. It returns the packages.
 func (s *statusReader) gather(ctx context.Context, args []string) ([]registry.Source, error) {
-	var g errgroup.Group
-	defer g.Wait()
-	g.Go(s.findKernels)
 	sources, err := s.asked(args)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := s.reg.Installs(s.only...)
-	if err != nil {
-		return nil, err
-	}
-	g.Go(func() error {
-		s.lookAtOrigins(ctx, sources)
-		return nil
+	var rows []registry.Install
+	var g errgroup.Group
+	g.Go(s.findKernels)
+	g.Go(s.know)
+	g.Go(func() (err error) {
+		if rows, err = s.reg.Installs(s.only...); err != nil {
+			return err
+		}
+		g.Go(func() error { return s.lookAtFiles(rows) })
+		return s.knowMore()
 	})
-	g.Go(func() error { return s.lookAtFiles(rows) })
-	if err := s.know(); err != nil {
-		return nil, err
-	}
-	if err := s.knowMore(); err != nil {
-		return nil, err
-	}
+	s.lookAtOrigins(ctx, sources)
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
@@ -177,11 +176,6 @@ func (s *statusReader) gather(ctx context.Context, args []string) ([]registry.So
 func (s *statusReader) findKernels() (err error) {
 	if s.kernels, err = kernel.Find(s.root); err != nil {
 		return err
-	}
-	for _, k := range s.kernels {
-		if k.Tree != nil {
-			build.Foresee(k)
-		}
 	}
 	if s.root.IsHost() {
 		s.running, _ = kernel.Running()
@@ -247,7 +241,7 @@ type statusReader struct {
 }
 
 func (s *statusReader) pkg(src registry.Source) (packageStatus, error) {
-	p := packageStatus{Name: src.Name, Version: src.Version, Origin: src.Origin, Kernels: []kernelStatus{}}
+	p := packageStatus{Name: src.Name, Version: src.Version, Origin: src.Origin, Kernels: make([]kernelStatus, 0, len(s.kernels))}
 	at := s.origins[src.Name+"@"+src.Version]
 	p.OriginGone, p.OriginChanged = at.gone, at.changed
 	steps, err := s.plan([]choice{{src, s.kernels}})

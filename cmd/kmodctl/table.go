@@ -3,7 +3,7 @@ package main
 import (
 	"bufio"
 	"errors"
-	"fmt"
+	"io"
 	"strings"
 	"text/tabwriter"
 )
@@ -27,7 +27,7 @@ func (t table) row(cells ...string) {
 			cells[i] = "-"
 		}
 	}
-	fmt.Fprintln(t.w, strings.Join(cells, "\t"))
+	io.WriteString(t.w, strings.Join(cells, "\t")+"\n")
 }
 
 func (t table) flush() error { return errors.Join(t.w.Flush(), t.out.Flush()) }
