@@ -122,7 +122,9 @@ func paholeIdentity(k kernel.Release, tool func(string) (string, error)) (string
 	if _, err := os.Stat(filepath.Join(k.Tree.Host, "vmlinux")); err != nil {
 		return "not used", nil
 	}
-	if !k.Tree.Config.Has("DEBUG_INFO_BTF_MODULES") {
+	if has, err := k.Tree.Config.Has("DEBUG_INFO_BTF_MODULES"); err != nil {
+		return "", err
+	} else if !has {
 		return "not used", nil
 	}
 	path, err := findProgram("pahole")

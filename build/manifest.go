@@ -85,27 +85,29 @@ func ParseManifest(file string, data []byte) (*Manifest, error) {
 
 // Applies reports whether the package is to be built for k, and if not, why not:
 // k's release, architecture or configuration is not one that the manifest names,
-// or k lacks what every build needs.
-func (m *Manifest) Applies(k kernel.Release) (ok bool, why string) {
+// or k lacks what every build needs. The error is that of reading the configuration.
+func (m *Manifest) Applies(k kernel.Release) (ok bool, why string, err error) {
 	if !matches(m.Kernel.Release, k.Name) {
-		return false, fmt.Sprintf("release %s is not %s", k.Name, m.Kernel.Release)
+		return false, fmt.Sprintf("release %s is not %s", k.Name, m.Kernel.Release), nil
 	}
 	if len(m.Kernel.Arch) > 0 && k.Arch != "" && !slices.Contains(m.Kernel.Arch, k.Arch) {
-		return false, fmt.Sprintf("arch %s is not %s", k.Arch, strings.Join(m.Kernel.Arch, " or "))
+		return false, fmt.Sprintf("arch %s is not %s", k.Arch, strings.Join(m.Kernel.Arch, " or ")), nil
 	}
 	if k.Tree == nil || len(k.Missing) > 0 {
-		return false, lacks(k)
+		return false, lacks(k), nil
 	}
 	for _, expr := range m.Kernel.Config {
-		if k.Tree.Config.Has(expr) {
+		if has, err := k.Tree.Config.Has(expr); err != nil {
+			return false, "", err
+		} else if has {
 			continue
 		}
 		if name, not := strings.CutPrefix(expr, "!"); not {
-			return false, "config " + name + " is set"
+			return false, "config " + name + " is set", nil
 		}
-		return false, "config " + expr + " is not set"
+		return false, "config " + expr + " is not set", nil
 	}
-	return true, ""
+	return true, "", nil
 }
 
 func lacks(k kernel.Release) string {

@@ -188,8 +188,8 @@ func TestApplies(t *testing.T) {
 		{Kernels{Config: []string{"NET"}}, bare, "headers for 6.1.0-56-amd64 are not installed"},
 	} {
 		m := &Manifest{Kernel: c.kernels}
-		if ok, why := m.Applies(c.k); ok != (c.why == "") || why != c.why {
-			t.Errorf("%+v: %v %q, want %q", c.kernels, ok, why, c.why)
+		if ok, why, err := m.Applies(c.k); ok != (c.why == "") || why != c.why || err != nil {
+			t.Errorf("%+v: %v %q %v, want %q", c.kernels, ok, why, err, c.why)
 		}
 	}
 }

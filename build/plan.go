@@ -56,16 +56,20 @@ type Made struct {
 // any other, so that it stops no other kernel's.
 func (p *Planner) Decide(m *Manifest, sourceDigest string, k kernel.Release, made Made) Step {
 	s := Step{Package: m.Name, Version: m.Version, Release: k.Name, Manifest: m, Kernel: k}
-	if ok, why := m.Applies(k); !ok {
+	ok, why, err := m.Applies(k)
+	if err == nil && !ok {
 		s.Action, s.Reason = ActionSkip, why
 		return s
 	}
-	inputs, chain, err := p.inputs(m, sourceDigest, k)
+	var inputs []Input
+	if err == nil {
+		inputs, s.Toolchain, err = p.inputs(m, sourceDigest, k)
+	}
 	if err != nil {
 		s.Action, s.Reason, s.Err = ActionFail, err.Error(), err
 		return s
 	}
-	s.Inputs, s.InputHash, s.Toolchain = inputs, Hash(inputs), chain
+	s.Inputs, s.InputHash = inputs, Hash(inputs)
 	switch made.Hash {
 	case "":
 		s.Action, s.Reason = ActionBuild, "not built yet"

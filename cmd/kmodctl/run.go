@@ -113,7 +113,9 @@ func (e *env) bootable(m *build.Manifest, release, image string) (kernel.Release
 		case k.Image == "" && image == "":
 			return k, fmt.Errorf("run on %s: its vmlinuz is not in /boot", release)
 		}
-		if ok, why := m.Applies(k); !ok {
+		if ok, why, err := m.Applies(k); err != nil {
+			return k, fmt.Errorf("run %s on %s: %w", m.Name, release, err)
+		} else if !ok {
 			return k, fmt.Errorf("run %s on %s: %s", m.Name, release, why)
 		}
 		return k, nil
@@ -124,8 +126,10 @@ func (e *env) bootable(m *build.Manifest, release, image string) (kernel.Release
 	}
 	var without []string
 	for _, k := range slices.Backward(all) {
-		ok, why := m.Applies(k)
+		ok, why, err := m.Applies(k)
 		switch {
+		case err != nil:
+			why = err.Error()
 		case ok && k.Tree != nil && (k.Image != "" || image != ""):
 			return k, nil
 		case ok:

@@ -1,69 +1,107 @@
 package kernel
 
 import (
+	"bytes"
 	"errors"
 	"io"
-	"os"
 	"strings"
+	"sync"
 )
 
 // Config is the configuration a kernel was built with: the text of its .config
-// (or include/config/auto.conf), as Kconfig writes it. Its bytes are the
-// file's, so it can be hashed instead of reading the file again.
+// (or include/config/auto.conf), as Kconfig writes it. Its head, where the compiler and the
+// processor stand, is read at once, the rest of some 250 kB when something else is asked for.
 //
 // It is searched, not parsed: a search costs 0.1 ms at most, a map of all
 // 7,000 names costs 0.5 ms for each kernel of each command.
-type Config string
+type Config struct {
+	head  string                 // whole lines
+	whole func() (string, error) // nil when head is all
+}
+
+const configHead = 16 << 10 // bytes; CONFIG_X86_64 of Debian's 6.12 is at 7,756
 
 // ParseConfig reads a .config. It is an error when there is no CONFIG_ name in
 // it; other lines than Kconfig's are ignored, as Kconfig does.
 func ParseConfig(r io.Reader) (Config, error) {
-	var text strings.Builder
-	if f, ok := r.(*os.File); ok {
-		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
-			text.Grow(int(info.Size()))
-		}
+	text, err := io.ReadAll(r)
+	if err != nil {
+		return Config{}, err
 	}
-	if _, err := io.Copy(&text, r); err != nil {
-		return "", err
+	return newConfig(string(text), nil)
+}
+
+func newConfig(head string, whole func() (string, error)) (Config, error) {
+	if !strings.Contains(head, "CONFIG_") {
+		return Config{}, errors.New("no CONFIG_ line")
 	}
-	if !strings.Contains(text.String(), "CONFIG_") {
-		return "", errors.New("no CONFIG_ line")
+	return Config{head, whole}, nil
+}
+
+// readConfig is ParseConfig of a file inside a root.
+func readConfig(root Root, name string) (Config, error) {
+	f, err := root.Open(name)
+	if err != nil {
+		return Config{}, err
 	}
-	return Config(text.String()), nil
+	defer f.Close()
+	head := make([]byte, configHead)
+	n, err := io.ReadFull(f, head)
+	switch {
+	case err == io.ErrUnexpectedEOF || err == io.EOF:
+		return newConfig(string(head[:n]), nil)
+	case err != nil:
+		return Config{}, err
+	}
+	head = head[:bytes.LastIndexByte(head, '\n')+1]
+	return newConfig(string(head), sync.OnceValues(func() (string, error) {
+		text, err := root.ReadFile(name)
+		return string(text), err
+	}))
 }
 
 // Get returns the value of a name without CONFIG_, for instance Get("NET"):
 // "y", "m", a number, or a string without its quotes. A name that is not set,
-// or that this kernel does not know, is "n".
-func (c Config) Get(name string) string {
+// or that this kernel does not know, is "n". The error is that of reading the file.
+func (c Config) Get(name string) (string, error) {
 	line := "CONFIG_" + name + "="
-	text, ok := strings.CutPrefix(string(c), line)
+	text, ok := strings.CutPrefix(c.head, line)
 	if !ok {
-		if _, text, ok = strings.Cut(string(c), "\n"+line); !ok {
-			return "n"
+		_, text, ok = strings.Cut(c.head, "\n"+line)
+	}
+	if !ok && c.whole != nil {
+		whole, err := c.whole()
+		if err != nil {
+			return "", err
 		}
+		_, text, ok = strings.Cut(whole, "\n"+line)
+	}
+	if !ok {
+		return "n", nil
 	}
 	value, _, _ := strings.Cut(text, "\n")
-	return unquote(value)
+	return unquote(value), nil
 }
 
 // Has reports whether an expression holds: "NET" that the name is y or m,
-// "!PREEMPT_RT" that it is neither.
-func (c Config) Has(expr string) bool {
+// "!PREEMPT_RT" that it is neither. The error is Get's.
+func (c Config) Has(expr string) (bool, error) {
 	name, not := strings.CutPrefix(expr, "!")
-	value := c.Get(name)
-	return (value == "y" || value == "m") != not
+	value, err := c.Get(name)
+	return (value == "y" || value == "m") != not, err
 }
 
 // compiler returns the version line of the compiler that built the kernel, or "".
-func (c Config) compiler() string {
-	if cc := c.Get("CC_VERSION_TEXT"); cc != "n" { // since 5.8, 8b59cd81dc5e
-		return cc
+func (c Config) compiler() (string, error) {
+	_, text, ok := strings.Cut(c.head, "\n# Compiler: ") // 4.18 of RHEL 8 has it as a comment
+	if line, _, _ := strings.Cut(text, "\n"); ok {
+		return line, nil
 	}
-	_, text, _ := strings.Cut(string(c), "\n# Compiler: ") // 4.18 of RHEL 8 has it as a comment
-	line, _, _ := strings.Cut(text, "\n")
-	return line
+	cc, err := c.Get("CC_VERSION_TEXT") // since 5.8, 8b59cd81dc5e
+	if cc == "n" {
+		cc = ""
+	}
+	return cc, err
 }
 
 // unquote takes off the quotes and backslashes of scripts/kconfig/symbol.c,
@@ -95,18 +133,22 @@ var machines = []struct{ name, machine string }{
 }
 
 // machine returns the uname -m name of the kernel's processor, or "".
-func (c Config) machine() string {
+func (c Config) machine() (string, error) {
 	for _, m := range machines {
-		if !c.Has(m.name) {
+		if set, err := c.Has(m.name); err != nil {
+			return "", err
+		} else if !set {
 			continue
 		}
-		if m.name == "PPC64" && c.Has("CPU_LITTLE_ENDIAN") {
-			return "ppc64le"
+		wide := map[string]struct{ name, machine string }{"PPC64": {"CPU_LITTLE_ENDIAN", "ppc64le"}, "MIPS": {"64BIT", "mips64"}}[m.name]
+		if wide.name == "" {
+			return m.machine, nil
 		}
-		if m.name == "MIPS" && c.Has("64BIT") {
-			return "mips64"
+		set, err := c.Has(wide.name)
+		if set {
+			return wide.machine, err
 		}
-		return m.machine
+		return m.machine, err
 	}
-	return ""
+	return "", nil
 }

@@ -1,14 +1,17 @@
 package kernel
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,10 +41,15 @@ func Find(root Root) ([]Release, error) {
 		return nil, err
 	}
 	releases := make([]Release, len(names))
+	var g errgroup.Group
+	g.SetLimit(runtime.NumCPU())
 	for i, name := range names {
-		releases[i] = s.describe(name)
+		g.Go(func() error {
+			releases[i] = s.describe(name)
+			return nil
+		})
 	}
-	return releases, nil
+	return releases, g.Wait()
 }
 
 // Get returns one kernel as Find describes it, without a look at the others.
@@ -180,11 +188,11 @@ func (s *survey) saw(err error) {
 
 // describe says what the root has of a release.
 func (s *survey) describe(name string) Release {
-	s.err = nil
-	r := s.look(name)
-	if s.err != nil { // what was not seen may be there
-		r.Err, r.Tree = s.err, nil
-		r.Missing = []Missing{{What: fmt.Sprintf("kernel %s cannot be looked at: %v", name, s.err)}}
+	own := &survey{root: s.root, running: s.running, machine: s.machine}
+	r := own.look(name)
+	if own.err != nil { // what was not seen may be there
+		r.Err, r.Tree = own.err, nil
+		r.Missing = []Missing{{What: fmt.Sprintf("kernel %s cannot be looked at: %v", name, own.err)}}
 	}
 	return r
 }
@@ -199,9 +207,9 @@ func (s *survey) look(name string) Release {
 	}
 	r.Tree, r.Missing = s.tree(name)
 	if r.Tree != nil {
-		if machine := r.Tree.Config.machine(); machine != "" {
-			r.Arch = machine
-		}
+		machine, err := r.Tree.Config.machine()
+		s.saw(err)
+		r.Arch = cmp.Or(machine, r.Arch)
 		return r
 	}
 	if r.Missing == nil && r.Running && r.Modules == "" {

@@ -3,6 +3,7 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -119,7 +120,8 @@ func (s *survey) openTree(place, release string) (*Tree, []Missing) {
 	if missing != nil {
 		return nil, missing
 	}
-	tree.CC = tree.Config.compiler()
+	tree.CC, err = tree.Config.compiler()
+	s.saw(err)
 	return tree, nil
 }
 
@@ -172,16 +174,13 @@ func notInstalled(release string) string {
 func (s *survey) readConfig(tree string) (Config, error) {
 	name := s.configOf(tree)
 	if name == "" {
-		return "", errors.New("has no .config")
+		return Config{}, errors.New("has no .config")
 	}
-	f, err := s.root.Open(name)
-	if err != nil {
-		return "", fmt.Errorf("has a .config that cannot be read: %w", err)
-	}
-	defer f.Close()
-	config, err := ParseConfig(f)
-	if err != nil {
-		return "", fmt.Errorf("has a damaged .config: %w", err)
+	config, err := readConfig(s.root, name)
+	if failed := (*fs.PathError)(nil); errors.As(err, &failed) {
+		return Config{}, fmt.Errorf("has a .config that cannot be read: %w", err)
+	} else if err != nil {
+		return Config{}, fmt.Errorf("has a damaged .config: %w", err)
 	}
 	return config, nil
 }
