@@ -58,12 +58,13 @@ func factsOf(k kernel.Release, ask asker) *facts {
 	return f
 }
 
-func (f *facts) inputs(manifest, sourceDigest string, k kernel.Release) []Input {
-	return []Input{
+// inputs is an array, since status makes one for each package and kernel.
+func (f *facts) inputs(manifest, sourceDigest, release string) [9]Input {
+	return [9]Input{
 		{"builder", Builder},
 		{"source", sourceDigest},
 		{"manifest", manifest},
-		{"release", k.Name},
+		{"release", release},
 		{"config", f.config},
 		{"Module.symvers", f.symvers},
 		{"compiler", f.chain.Identity},

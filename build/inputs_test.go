@@ -211,7 +211,12 @@ func TestToolIdentity(t *testing.T) {
 
 // inputs are those of a package that is planned alone.
 func inputs(m *Manifest, source string, k kernel.Release, tool func(string) (string, error)) ([]Input, *Toolchain, error) {
-	return (&Planner{FileFact: answers(tool)}).inputs(m, source, k)
+	f, manifest, err := (&Planner{FileFact: answers(tool)}).shared(m, k)
+	if err != nil {
+		return nil, nil, err
+	}
+	in := f.inputs(manifest, source, k.Name)
+	return in[:], f.chain, nil
 }
 
 // answers lets tool answer for programs; files are read.

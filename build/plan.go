@@ -1,6 +1,7 @@
 package build
 
 import (
+	"slices"
 	"strings"
 	"sync"
 
@@ -24,7 +25,7 @@ type Step struct {
 	Reason    string `json:"reason"`
 	InputHash string `json:"input_hash,omitempty"`
 
-	Inputs    []Input        `json:"-"`
+	Inputs    []Input        `json:"-"` // of a build
 	Manifest  *Manifest      `json:"-"`
 	Kernel    kernel.Release `json:"-"`
 	Toolchain *Toolchain     `json:"-"` // nil when skipped or failed
@@ -61,40 +62,35 @@ func (p *Planner) Decide(m *Manifest, sourceDigest string, k kernel.Release, mad
 		s.Action, s.Reason = ActionSkip, why
 		return s
 	}
-	var inputs []Input
+	var f *facts
+	var manifest string
 	if err == nil {
-		inputs, s.Toolchain, err = p.inputs(m, sourceDigest, k)
+		f, manifest, err = p.shared(m, k)
 	}
 	if err != nil {
-		s.Action, s.Reason, s.Err = ActionFail, err.Error(), err
+		return s.fail(err)
+	}
+	inputs := f.inputs(manifest, sourceDigest, k.Name)
+	s.InputHash, s.Toolchain = Hash(inputs[:]), f.chain
+	if made.Hash == s.InputHash {
+		s.Action, s.Reason = ActionCurrent, "already built"
 		return s
 	}
-	s.Inputs, s.InputHash = inputs, Hash(inputs)
-	switch made.Hash {
-	case "":
-		s.Action, s.Reason = ActionBuild, "not built yet"
-	case s.InputHash:
-		s.Action, s.Reason = ActionCurrent, "already built"
-	default:
+	s.Inputs = slices.Clone(inputs[:])
+	s.Action, s.Reason = ActionBuild, "not built yet"
+	if made.Hash != "" {
 		old, err := made.Inputs()
 		if err != nil {
-			s.Action, s.Reason, s.Err = ActionFail, err.Error(), err
-			return s
+			return s.fail(err)
 		}
-		s.Action, s.Reason = ActionBuild, strings.Join(Changed(old, inputs), ", ")+" changed"
+		s.Reason = strings.Join(Changed(old, s.Inputs), ", ") + " changed"
 	}
 	return s
 }
 
-// inputs lists everything that goes into the artifact of a package for k, in a
-// fixed order, and the compiler that will make it. sourceDigest stands for the
-// files of the source.
-func (p *Planner) inputs(m *Manifest, sourceDigest string, k kernel.Release) ([]Input, *Toolchain, error) {
-	f, manifest, err := p.shared(m, k)
-	if err != nil {
-		return nil, nil, err
-	}
-	return f.inputs(manifest, sourceDigest, k), f.chain, nil
+func (s Step) fail(err error) Step {
+	s.Action, s.Reason, s.Err = ActionFail, err.Error(), err
+	return s
 }
 
 // shared are the facts of a kernel and the digest of a manifest, found once.

@@ -191,8 +191,8 @@ func (r *Registry) Artifacts(packages ...string) ([]Artifact, error) {
 // parseModules tells. It takes the rows at their word; Install does not.
 func (r *Registry) Newest(packages ...string) ([]Artifact, error) {
 	of, args := ofPackages(packages)
-	// The index has all of it: the records are four fifths of the database.
-	as, err := collect(r.db, scanNewest, `SELECT digest, package, version, release, input_hash, record ->> '$.modules'
+	// The index has all of it: the records are four fifths of the database. A BLOB is copied once less on its way.
+	as, err := collect(r.db, scanNewest, `SELECT digest, package, version, release, input_hash, CAST(record ->> '$.modules' AS BLOB)
 		FROM artifact INDEXED BY artifact_newest WHERE true`+of+` ORDER BY package, version, release, id`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read artifacts: %w", err)
@@ -233,20 +233,23 @@ func parseModules(text []byte) (modules []Module, err error) {
 	if bytes.IndexByte(text, '\\') >= 0 { // a string may hold a quote
 		return modules, json.Unmarshal(text, &modules)
 	}
-	for i, object := range bytes.Split(text, []byte(`{"name":"`)) {
-		if i == 0 {
-			continue
-		}
+	_, rest, more := strings.Cut(string(text), beginName)
+	for more {
+		var object string
+		object, rest, more = strings.Cut(rest, beginName)
 		value := func(key string) string {
-			_, after, _ := bytes.Cut(object, []byte(key+`:"`))
-			text, _, _ := bytes.Cut(after, []byte(`"`))
-			return string(text)
+			_, after, _ := strings.Cut(object, key)
+			text, _, _ := strings.Cut(after, `"`)
+			return text
 		}
-		name, _, _ := bytes.Cut(object, []byte(`"`))
-		modules = append(modules, Module{Name: string(name), File: value(`"file"`), Digest: value(`"digest"`), BuildID: value(`"build_id"`), Version: value(`"version"`)})
+		name, _, _ := strings.Cut(object, `"`)
+		modules = append(modules, Module{Name: name, File: value(`"file":"`), Digest: value(`"digest":"`), BuildID: value(`"build_id":"`), Version: value(`"version":"`)})
 	}
 	return modules, nil
 }
+
+// beginName is how a module begins in a record.
+const beginName = `{"name":"`
 
 func scanArtifact(rows *sql.Rows, a *Artifact) error {
 	var digest, text string

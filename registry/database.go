@@ -133,7 +133,7 @@ func connect(file, mode string) *sql.DB {
 	db := sql.OpenDB(connector{u.String(), mode == "rw"})
 	db.SetMaxOpenConns(1) // of a writer: one transaction at a time
 	if mode == "ro" {
-		db.SetMaxOpenConns(2)
+		db.SetMaxOpenConns(3) // status asks for as many things at once
 	}
 	return db
 }

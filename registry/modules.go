@@ -36,7 +36,7 @@ type modules struct {
 	inside  string // /lib/modules/R
 	host    string // as this process opens it, free of links
 	tree    *os.Root
-	ours    *os.Root       // our folder, once many files of it are looked at
+	ours    *os.File       // our folder, once many files of it are looked at
 	undo    []func() error // what takes back the change so far, last first
 }
 

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"kmodctl/internal/kernel"
 )
 
@@ -475,8 +477,12 @@ func LookAt(root kernel.Root, rows []Install, all bool) ([]Drift, error) {
 // compare finds the drifts of installed files. same spares the reading of a row's file.
 func compare(root kernel.Root, rows []Install, all bool, same func(*modules, Install) bool) ([]Drift, error) {
 	mine := map[string][]Install{}
-	for _, i := range rows {
-		mine[i.Release] = append(mine[i.Release], i)
+	for len(rows) > 0 { // they are sorted by release
+		n := slices.IndexFunc(rows, func(i Install) bool { return i.Release != rows[0].Release })
+		if n < 0 {
+			n = len(rows)
+		}
+		mine[rows[0].Release], rows = rows[:n], rows[n:]
 	}
 	dirs, err := root.ReadDir("/lib/modules")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -556,12 +562,13 @@ func compareRelease(root kernel.Root, release string, rows []Install, same func(
 func (m *modules) unchanged(i Install) bool {
 	if m.ours == nil {
 		var err error
-		if m.ours, err = m.tree.OpenRoot(ourDir); err != nil {
+		if m.ours, err = m.tree.Open(ourDir); err != nil {
 			return false
 		}
 	}
-	info, err := m.ours.Lstat(path.Base(i.Path))
-	return err == nil && info.Mode().IsRegular() && i.Mtime != 0 && info.ModTime().UnixNano() == i.Mtime && info.Size() == i.Size
+	var st unix.Stat_t // os.Root's own would make ten thousand objects
+	err := unix.Fstatat(int(m.ours.Fd()), path.Base(i.Path), &st, unix.AT_SYMLINK_NOFOLLOW)
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && i.Mtime != 0 && st.Mtim.Nano() == i.Mtime && st.Size == i.Size
 }
 
 // judge reads a row's file: the kind of its drift, "" when it is as it was installed.

@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
@@ -95,10 +97,12 @@ func (e *env) status(ctx context.Context, args []string) error {
 	}
 	packages := make([]packageStatus, len(sources))
 	var g errgroup.Group
-	g.SetLimit(runtime.NumCPU())
-	for i, src := range sources {
+	var next atomic.Int64
+	for range runtime.NumCPU() {
 		g.Go(func() (err error) {
-			packages[i], err = s.pkg(src)
+			for i := next.Add(1) - 1; err == nil && int(i) < len(sources); i = next.Add(1) - 1 {
+				packages[i], err = s.pkg(sources[i])
+			}
 			return err
 		})
 	}
@@ -144,13 +148,20 @@ func (s *statusReader) asked(args []string) (sources []registry.Source, err erro
 // gather reads what the status of every package is made from, each kind of thing at
 // once, and looks at files while the registry reads rows. It returns the packages.
 func (s *statusReader) gather(ctx context.Context, args []string) ([]registry.Source, error) {
-	sources, err := s.asked(args)
-	if err != nil {
-		return nil, err
+	var sources []registry.Source
+	ask := func() (err error) {
+		if sources, err = s.asked(args); err == nil {
+			s.lookAtOrigins(ctx, sources)
+		}
+		return err
 	}
 	var rows []registry.Install
 	var g errgroup.Group
-	g.Go(s.findKernels)
+	if len(args) == 0 {
+		g.Go(ask)
+	} else if err := ask(); err != nil { // of which packages the rest is read
+		return nil, err
+	}
 	g.Go(s.know)
 	g.Go(func() (err error) {
 		if rows, err = s.reg.Installs(s.only...); err != nil {
@@ -159,7 +170,7 @@ func (s *statusReader) gather(ctx context.Context, args []string) ([]registry.So
 		g.Go(func() error { return s.lookAtFiles(rows) })
 		return s.knowMore()
 	})
-	s.lookAtOrigins(ctx, sources)
+	g.Go(s.findKernels)
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
@@ -204,15 +215,15 @@ func (s *statusReader) lookAtFiles(rows []registry.Install) error {
 
 // knowMore reads what only status wants to know.
 func (s *statusReader) knowMore() error {
-	failures, err := s.reg.Failures(s.only...)
-	if err != nil {
-		return err
-	}
-	s.failures = map[target][]registry.Attempt{}
-	for _, a := range failures {
-		to := target{a.Package, a.Release}
-		s.failures[to] = append(s.failures[to], a)
-	}
+	s.failures = sync.OnceValues(func() (map[target][]registry.Attempt, error) {
+		all, err := s.reg.Failures(s.only...)
+		failures := map[target][]registry.Attempt{}
+		for _, a := range all {
+			to := target{a.Package, a.Release}
+			failures[to] = append(failures[to], a)
+		}
+		return failures, err
+	})
 	originals, err := s.reg.Originals()
 	if err != nil {
 		return err
@@ -231,9 +242,9 @@ type statusReader struct {
 	installs map[target][]registry.Install
 	drift    map[target][]registry.Drift
 	foreign  []registry.Drift
-	gone     []string                      // releases with installs that are no kernel's any more
-	failures map[target][]registry.Attempt // last builds that failed
-	shadows  map[string]string             // by release and module: the path of the original
+	gone     []string                                      // releases with installs that are no kernel's any more
+	failures func() (map[target][]registry.Attempt, error) // last builds that failed
+	shadows  map[string]string                             // by release and module: the path of the original
 	running  string
 	live     *loader.State
 	origins  map[string]origin          // by NAME@VERSION
@@ -334,8 +345,9 @@ func (s *statusReader) kernel(src registry.Source, step build.Step) (kernelStatu
 		}
 		k.Modules = append(k.Modules, shown)
 	}
-	k.State, k.Why = judge(step, built, current, s.damage(src, step.Release), s.failure(step))
-	return k, nil
+	failure, err := s.failure(step)
+	k.State, k.Why = judge(step, built, current, s.damage(src, step.Release), failure)
+	return k, err
 }
 
 // judge orders the states: what needs a person first comes first.
@@ -359,15 +371,22 @@ func judge(step build.Step, built, installed bool, damage, failure string) (stat
 	return stateAdded, step.Reason
 }
 
-// failure is the error of the last build, when that was of today's inputs.
-func (s *statusReader) failure(step build.Step) string {
-	for _, a := range s.failures[target{step.Package, step.Release}] {
+// failure is the error of the last build, when that was of today's inputs and they have no artifact.
+func (s *statusReader) failure(step build.Step) (string, error) {
+	if step.Action != build.ActionBuild {
+		return "", nil
+	}
+	failures, err := s.failures()
+	if err != nil {
+		return "", err
+	}
+	for _, a := range failures[target{step.Package, step.Release}] {
 		if a.Version == step.Version && a.InputHash == step.InputHash {
 			line, _, _ := strings.Cut(a.Error, "\n")
-			return line
+			return line, nil
 		}
 	}
-	return ""
+	return "", nil
 }
 
 func (s *statusReader) damage(src registry.Source, release string) string {
