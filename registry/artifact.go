@@ -59,8 +59,10 @@ type record struct {
 }
 
 // blobs names every blob of an artifact.
-func (a Artifact) blobs() []string {
-	names := []string{a.Digest, a.Log}
+func (a Artifact) blobs() []string { return append([]string{a.Digest, a.Log}, a.koBlobs()...) }
+
+// koBlobs names those of its modules.
+func (a Artifact) koBlobs() (names []string) {
 	for _, m := range a.Modules {
 		names = append(names, m.Digest)
 	}

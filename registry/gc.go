@@ -64,7 +64,7 @@ func (r *Registry) planGC(q queryer, now time.Time, grace time.Duration) (GC, er
 	if err != nil {
 		return plan, err
 	}
-	k, err := readKeeper(q, now, grace, wholeBy(refs, sizes))
+	k, err := readKeeper(q, now, grace, r.candidates(refs, sizes))
 	if err != nil {
 		return plan, err
 	}
@@ -141,15 +141,43 @@ func (r *Registry) blobSizes() (map[string]int64, error) {
 	return sizes, nil
 }
 
-// wholeBy returns a test of whether all .ko files of an artifact are there.
-func wholeBy(refs []blobRef, sizes map[string]int64) func(artifact string) bool {
-	broken := map[string]bool{}
+// candidates is what is known of artifacts that a rollback could take.
+type candidates struct {
+	modules map[string][]string // the digests of the .ko files, by artifact
+	whole   func(modules []string) bool
+	sound   func(modules []string) bool // reads them
+}
+
+func (r *Registry) candidates(refs []blobRef, sizes map[string]int64) candidates {
+	c := candidates{modules: map[string][]string{}}
 	for _, ref := range refs {
-		if _, ok := sizes[ref.blob]; !ok && ref.module {
-			broken[ref.artifact] = true
+		if ref.module {
+			c.modules[ref.artifact] = append(c.modules[ref.artifact], ref.blob)
 		}
 	}
-	return func(artifact string) bool { return !broken[artifact] }
+	c.whole = func(modules []string) bool {
+		return !slices.ContainsFunc(modules, func(d string) bool { _, here := sizes[d]; return !here })
+	}
+	c.sound = func(modules []string) bool {
+		return !slices.ContainsFunc(modules, func(d string) bool { return r.checkBlob(context.Background(), d) != nil })
+	}
+	return c
+}
+
+// fallback is what a rollback would take in the place of current; "" for none. older are the
+// artifacts that were there before, the latest first; version tells that of each that is still
+// here. Files are read only where another one could be taken.
+func (c candidates) fallback(older []string, current string, version map[string]string) string {
+	older = slices.DeleteFunc(older, func(d string) bool {
+		same := version[d] == version[current] && slices.Equal(c.modules[d], c.modules[current])
+		return version[d] == "" || same || !c.whole(c.modules[d])
+	})
+	for i, d := range older {
+		if i == len(older)-1 || c.sound(c.modules[d]) {
+			return d
+		}
+	}
+	return ""
 }
 
 // keptRow is what a keeper looks at of an artifact.
@@ -170,7 +198,7 @@ type keeper struct {
 	longGone   map[string]bool // those, for longer than the grace
 }
 
-func readKeeper(q queryer, now time.Time, grace time.Duration, whole func(string) bool) (*keeper, error) {
+func readKeeper(q queryer, now time.Time, grace time.Duration, c candidates) (*keeper, error) {
 	k := &keeper{
 		newest: map[keptRow]string{}, registered: map[[2]string]bool{}, installed: map[string]bool{},
 		fallback: map[string]bool{}, gone: map[string]bool{}, longGone: map[string]bool{},
@@ -194,7 +222,7 @@ func readKeeper(q queryer, now time.Time, grace time.Duration, whole func(string
 	if k.pins, err = readPins(q); err != nil {
 		return nil, err
 	}
-	if err := k.readInstalls(q, whole); err != nil {
+	if err := k.readInstalls(q, c); err != nil {
 		return nil, err
 	}
 	kernels, err := readKernels(q)
@@ -212,7 +240,7 @@ func (a keptRow) target() keptRow {
 }
 
 // readInstalls reads what is installed and what would be put back in its place.
-func (k *keeper) readInstalls(q queryer, whole func(string) bool) error {
+func (k *keeper) readInstalls(q queryer, c candidates) error {
 	rows, err := installRows(q, "")
 	if err != nil {
 		return err
@@ -225,9 +253,9 @@ func (k *keeper) readInstalls(q queryer, whole func(string) bool) error {
 	if err != nil {
 		return err
 	}
-	known := map[string]bool{}
+	version := map[string]string{}
 	for _, a := range k.artifacts {
-		known[a.digest] = true
+		version[a.digest] = a.version
 	}
 	for _, in := range ins {
 		rows = slices.Concat(rows, in.Before, in.Target)
@@ -238,9 +266,7 @@ func (k *keeper) readInstalls(q queryer, whole func(string) bool) error {
 		}
 		k.installed[i.Artifact] = true
 		older := before(past[place{i.Package, i.Release}], i.Artifact)
-		if n := slices.IndexFunc(older, func(d string) bool { return known[d] && whole(d) }); n >= 0 {
-			k.fallback[older[n]] = true
-		}
+		k.fallback[c.fallback(older, i.Artifact, version)] = true
 	}
 	return nil
 }

@@ -227,6 +227,30 @@ func TestGCKeepsIntents(t *testing.T) {
 	}
 }
 
+// What a rollback would pass over, for it is damaged, holds no place of what it would take.
+func TestGCKeepsWhatRollbackTakes(t *testing.T) {
+	r := writer(t, t.TempDir(), newRoot(t))
+	var as []Artifact
+	for _, v := range []string{"1", "2", "3"} {
+		as = append(as, mustPut(t, r, "net", v, "net="+v))
+		_, err := r.Install(t.Context(), release, as[len(as)-1:])
+		must(t, err)
+	}
+	for _, want := range []string{"1", "2"} { // that goes
+		if want == "2" {
+			flipBit(t, r.BlobPath(as[1].Modules[0].Digest))
+		}
+		plan, err := r.PlanGC(time.Now(), month)
+		must(t, err)
+		equal(t, "garbage", plan.lines(), []string{"net@" + want + " " + release + ": the version is not registered any more"})
+	}
+	_, err := r.CollectGarbage(t.Context(), time.Now(), month)
+	must(t, err)
+	if p, err := r.Previous(t.Context(), "net", release); err != nil || p.Artifact.Version != "1" {
+		t.Errorf("a rollback would take %+v, %v", p.Artifact, err)
+	}
+}
+
 func TestCollectGarbageCancelled(t *testing.T) {
 	r, _ := garden(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -92,10 +92,15 @@ func (r *Registry) noteKernels() error {
 		return nil
 	}
 	return r.write(func(tx *sql.Tx) error {
+		// A clock that is far back, as before the network is up, must not end the grace early.
+		latest := time.Now().UnixNano()
+		if err := tx.QueryRow(`SELECT max(?1, coalesce(max(started), 0)) FROM attempt`, latest).Scan(&latest); err != nil {
+			return err
+		}
 		for _, k := range ks {
 			gone := int64(0)
 			if k.Gone.IsZero() {
-				gone = time.Now().UnixNano()
+				gone = latest
 			}
 			if _, err := tx.Exec(`UPDATE kernel SET gone = ? WHERE release = ?`, gone, k.Release); err != nil {
 				return err

@@ -47,6 +47,19 @@ func TestKernelGone(t *testing.T) {
 	if g := gone(); !g.IsZero() {
 		t.Errorf("gone since %v, though it is back", g)
 	}
+
+	// The clock was set back since the last command: for all it says, that was in a year.
+	r = writer(t, dir, root)
+	then := time.Now().Add(365 * 24 * time.Hour).UTC()
+	_, err = r.BeginAttempt(Attempt{Op: OpBuild, Package: "net", Version: "1", Release: release, Started: then})
+	must(t, err)
+	must(t, r.Close())
+	for _, name := range kernelFiles {
+		must(t, os.RemoveAll(filepath.Join(mods, name)))
+	}
+	if g := gone(); g != then {
+		t.Errorf("gone since %v, though something was begun at %v", g, then)
+	}
 }
 
 // A removal over two kernels that is killed after the first, or before its rows go,

@@ -16,7 +16,7 @@ type Previous struct {
 
 // Previous finds the artifact that a package had on a release before the one that is
 // installed there. Of all that were ever installed there, in the order of their first
-// install, it is the last before the current one that is still here and whole: after
+// install, it is the last before the current one that is still here, whole, and not the very same modules of the same version: after
 // a rollback the next one goes further back. The error is a *NoPreviousError when
 // there is none.
 func (r *Registry) Previous(ctx context.Context, pkg, release string) (Previous, error) {
@@ -41,12 +41,16 @@ func (r *Registry) previous(ctx context.Context, pkg, release string) (p Previou
 	if err != nil {
 		return p, err
 	}
+	current, _, err := r.ArtifactByDigest(p.From.Artifact)
+	if err != nil {
+		return p, err
+	}
 	for _, digest := range before(past[place{pkg, release}], p.From.Artifact) {
 		a, known, err := r.ArtifactByDigest(digest)
 		if err != nil {
 			return p, err
 		}
-		if !known {
+		if !known || a.Version == current.Version && slices.Equal(a.koBlobs(), current.koBlobs()) { // built again, and came out the same
 			continue
 		}
 		if err := r.checkModules(ctx, a); err == nil {

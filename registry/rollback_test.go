@@ -74,6 +74,12 @@ func TestRollbackGoesBack(t *testing.T) {
 	if v := back(t, r); v != "2" {
 		t.Errorf("from 3 again: back to %s", v)
 	}
+	// Built again, 2 came out the same.
+	_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "2", "net=2")})
+	must(t, err)
+	if p, err := r.Previous(t.Context(), "net", release); err != nil || p.Artifact.Version == "2" {
+		t.Errorf("from 2 built again: back to %s, %v", p.Artifact.Version, err)
+	}
 }
 
 // A build that failed to be installed, one that never was, and one whose blob is damaged

@@ -70,7 +70,11 @@ func (r *Registry) openSnapshot(ctx context.Context) (*sql.DB, error) {
 			return nil, err
 		}
 		if r.stamp() == before {
-			return openMigrated(ctx, to, "")
+			db, err := openMigrated(ctx, to, "")
+			if e := (*DamagedError)(nil); errors.As(err, &e) {
+				e.Path = filepath.Join(r.dir, dbFile)
+			}
+			return db, err
 		}
 	}
 	return nil, fmt.Errorf("copy %s: it changes all the time", filepath.Join(r.dir, dbFile))

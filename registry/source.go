@@ -39,7 +39,7 @@ type File struct {
 
 // AddSource copies dir into the registry as name and version, in place of a
 // source that has both already; its artifacts, installs and history stay. changed
-// is false when it was there just so, and then nothing is written.
+// is false when it was there just so, and whole, and then nothing is written.
 //
 // manifest is the text of a file at the top of dir, as the caller read it; when
 // that file has another text now, the error says so.
@@ -72,7 +72,7 @@ func (r *Registry) addSource(ctx context.Context, dir, name, version, manifest s
 	if err != nil {
 		return Source{}, false, err
 	}
-	if old.Digest == digest && old.Manifest == manifest && old.Origin == dir {
+	if old.Digest == digest && old.Manifest == manifest && old.Origin == dir && r.checkBlob(ctx, digest) == nil {
 		return old, false, nil
 	}
 	src := Source{Name: name, Version: version, Origin: dir, Added: time.Now().UTC(), Manifest: manifest}

@@ -139,6 +139,12 @@ func TestAddExtract(t *testing.T) {
 	if size(t, filepath.Join(dir, "registry.db-wal")) != wal {
 		t.Error("adding the same again wrote to the database")
 	}
+	for _, spoil := range []func(){func() { flipBit(t, r.BlobPath(src.Digest)) }, func() { must(t, os.Remove(r.BlobPath(src.Digest))) }} {
+		spoil()
+		_, _, err = r.AddSource(t.Context(), origin, "a", "1.0", "name")
+		must(t, err)
+		must(t, r.checkBlob(t.Context(), src.Digest))
+	}
 	must(t, os.RemoveAll(origin))
 	got, err := reader(t, dir).Source("a", "")
 	must(t, err)

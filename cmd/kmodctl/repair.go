@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/urfave/cli/v2"
@@ -167,7 +168,7 @@ func (r *repairer) mendAll(ctx context.Context) (more bool, err error) {
 			r.leave(d)
 		}
 	}
-	for release := range place {
+	for _, release := range slices.Sorted(maps.Keys(place)) {
 		if err := r.placeAgain(ctx, release, again); err != nil {
 			return false, err
 		}
