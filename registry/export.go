@@ -67,8 +67,10 @@ func (r *Registry) export(ctx context.Context, src Source, as []Artifact, w io.W
 		return err
 	}
 	tw := tar.NewWriter(w)
-	put := func(name string, text []byte) error { return putFile(tw, path.Join(p.folder(), name), text) }
-	if err := errors.Join(put(sumsFile, sums(blobs, text)), put(packageFile, text)); err != nil {
+	if err := putFile(tw, path.Join(p.folder(), sumsFile), sums(blobs, text)); err != nil {
+		return err
+	}
+	if err := putFile(tw, path.Join(p.folder(), packageFile), text); err != nil {
 		return err
 	}
 	for _, d := range blobs {

@@ -446,8 +446,8 @@ func hostile(t testing.TB) map[string]struct {
 	second := bytes.Index(good, []byte("net-1/package.json"))
 	all["cut off"] = refusal{good[:second+512+5], "net-1/package.json: unexpected EOF"}
 	all["cut in a header"] = refusal{good[:second+100], "after net-1/SHA256SUMS: unexpected EOF"}
-	all["no archive"] = refusal{[]byte(strings.Repeat("no archive", 200)), "after its beginning: archive/tar: invalid tar header"}
-	all["empty"] = refusal{nil, "SHA256SUMS: is missing"}
+	all["no archive"] = refusal{[]byte(strings.Repeat("no archive", 200)), "its beginning: this is not how a tar archive begins"}
+	all["empty"] = refusal{nil, "its beginning: this is not how a tar archive begins"}
 	all["something behind"] = refusal{append(slices.Clone(good), 'x'), "its end: something follows it"}
 	all["much behind"] = refusal{append(slices.Clone(good), make([]byte, maxPadding+1)...), "its end: something follows it"}
 

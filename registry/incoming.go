@@ -51,8 +51,10 @@ func (in *incoming) receive(src io.Reader) error {
 	last := "its beginning"
 	for n := 0; ; n++ {
 		h, err := tr.Next()
-		if err == io.EOF {
+		if err == io.EOF && n > 0 {
 			return in.checkEnd(src)
+		} else if err == io.EOF || n == 0 && errors.Is(err, tar.ErrHeader) {
+			return &ArchiveError{Entry: last, Err: errors.New("this is not how a tar archive begins")}
 		} else if err != nil {
 			return &ArchiveError{Entry: "after " + last, Err: err}
 		}
