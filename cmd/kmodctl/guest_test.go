@@ -403,6 +403,7 @@ func (g *guest) status(release string) {
 func (g *guest) anotherBuild(release string) {
 	g.says(g.run(0, "load", "hello"), "kernel log: hello: module loaded")
 	g.says(g.run(0, "verify"), "everything is as it should be")
+	g.prints(g.run(0, "status", "hello"), "hello (live)") // the newer build is not what is installed
 	g.says(g.run(0, "install", "hello", "-k", release), "installed hello 1.0.0 for "+release)
 	older := "loaded-older: module (hello 1.0.0, " + release + "): the live module is another build: kmodctl unload hello, then kmodctl load hello\n"
 	if r := g.run(exitFailed, "verify"); r.out != older {

@@ -133,7 +133,7 @@ func (e *env) index(release string) (*loader.Index, error) {
 type kept struct {
 	root     kernel.Root
 	reg      *registry.Registry
-	modules  map[string]keptModule       // by name: the pinned or the newest artifact's
+	modules  map[string]keptModule       // by name: what is installed, else the pinned or the newest artifact's
 	installs map[string]registry.Install // by name: what is installed
 	damaged  map[string]string           // of the modules looked for, files that are not what was installed: what happened to them
 }
@@ -168,11 +168,29 @@ func (e *env) modulesOf(reg *registry.Registry, release string) (*kept, error) {
 		return nil, err
 	}
 	for _, i := range installs {
-		if i.Release == release {
-			k.installs[i.Module] = i
+		if i.Release != release {
+			continue
+		}
+		k.installs[i.Module] = i
+		if k.modules[i.Module].Digest == i.Digest {
+			continue
+		}
+		// What was installed is what loads, not a newer build that was not.
+		if k.modules[i.Module], err = k.installed(i); err != nil {
+			return nil, err
 		}
 	}
 	return k, nil
+}
+
+func (k *kept) installed(i registry.Install) (keptModule, error) {
+	art, _, err := k.reg.ArtifactByDigest(i.Artifact)
+	for _, m := range art.Modules {
+		if m.Name == i.Module {
+			return keptModule{m, i.Package, i.Version}, err
+		}
+	}
+	return keptModule{registry.Module{Name: i.Module, Digest: i.Digest}, i.Package, i.Version}, err
 }
 
 // find is a loader.Lookup: the installed file while it is the one that was
@@ -193,10 +211,6 @@ func (k *kept) find(module string) (string, bool) {
 			k.damaged[module] = i.Path + " is missing"
 		default:
 			k.damaged[module] = i.Path + " is not what was installed"
-		}
-		// What was installed is what loads, not a newer build that was not.
-		if k.modules[module].Digest != i.Digest {
-			k.modules[module] = keptModule{registry.Module{Name: i.Module, Digest: i.Digest}, i.Package, i.Version}
 		}
 	}
 	m, ok := k.modules[module]

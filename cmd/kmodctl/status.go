@@ -332,14 +332,20 @@ func (s *statusReader) kernel(src registry.Source, step build.Step) (kernelStatu
 	}
 	current := built
 	paths := map[string]string{}
+	loads := art // what a load takes
 	for _, i := range s.installs[target{src.Name, step.Release}] {
 		k.Installed = i.Version
 		paths[i.Module] = i.Path
 		current = current && i.Artifact == art.Digest
+		if s.running == step.Release && i.Artifact != loads.Digest {
+			if loads, _, err = s.reg.ArtifactByDigest(i.Artifact); err != nil {
+				return k, err
+			}
+		}
 	}
 	current = current && len(paths) > 0
 	for _, m := range art.Modules {
-		shown := moduleStatus{Name: m.Name, Digest: m.Digest, Path: paths[m.Name], Live: s.liveState(step.Release, m)}
+		shown := moduleStatus{Name: m.Name, Digest: m.Digest, Path: paths[m.Name], Live: s.liveState(step.Release, m.Name, loads)}
 		if shown.Path != "" {
 			shown.Shadows = s.shadows[step.Release+" "+m.Name]
 		}
@@ -402,14 +408,15 @@ func (s *statusReader) damage(src registry.Source, release string) string {
 	return strings.Join(found, ", ") + "; kmodctl install " + src.Name + "@" + src.Version + " puts it right"
 }
 
-func (s *statusReader) liveState(release string, m registry.Module) string {
+// liveState is the state of a live module, and whether it is another build than that of art.
+func (s *statusReader) liveState(release, module string, art registry.Artifact) string {
 	if s.live == nil || s.running != release {
 		return ""
 	}
 	for _, l := range s.live.Modules {
 		switch {
-		case l.Name != m.Name:
-		case otherBuild(l, m):
+		case l.Name != module:
+		case slices.ContainsFunc(art.Modules, func(m registry.Module) bool { return otherBuild(l, m) }):
 			return "live is another build"
 		default:
 			return l.State
