@@ -75,6 +75,7 @@ const schema3 = `
 CREATE TABLE file (
 	path TEXT NOT NULL, what TEXT NOT NULL, dev INTEGER NOT NULL, inode INTEGER NOT NULL, size INTEGER NOT NULL,
 	mtime INTEGER NOT NULL, ctime INTEGER NOT NULL, answer TEXT NOT NULL, PRIMARY KEY (path, what)) STRICT;
+CREATE INDEX install_digest ON install (digest);
 `
 
 // migrations lead from the schema of that version to the next one. A writer runs

@@ -49,12 +49,15 @@ func (r *Registry) blobRemedy(ctx context.Context, root kernel.Root, d Drift) (*
 	if d.Kind == DriftForeign {
 		return nil, nil
 	}
-	for _, look := range []func(context.Context, kernel.Root, string) (*Remedy, error){r.fromRow, r.fromInstalled, r.fromOrigin, r.withoutLog} {
-		if found, err := look(ctx, root, d.Digest); err != nil || found != nil {
-			return found, err
+	if d.Package != "" {
+		for _, look := range []func(context.Context, kernel.Root, Drift) (*Remedy, error){r.fromRow, r.fromInstalled, r.fromOrigin, r.withoutLog} {
+			if found, err := look(ctx, root, d); err != nil || found != nil {
+				return found, err
+			}
 		}
+		return nil, nil
 	}
-	needed, err := r.neededBlobs()
+	needed, err := r.neededBlobs() // a build may have made it since
 	if _, ok := needed[d.Digest]; ok || err != nil {
 		return nil, err
 	}
@@ -74,13 +77,13 @@ func (r *Registry) restore(digest string, fill func(io.Writer) error) error {
 }
 
 // fromRow has the text of a record.
-func (r *Registry) fromRow(_ context.Context, _ kernel.Root, digest string) (*Remedy, error) {
-	rows, err := artifactRows(r.db, digest)
+func (r *Registry) fromRow(_ context.Context, _ kernel.Root, d Drift) (*Remedy, error) {
+	rows, err := artifactRows(r.db, d.Digest)
 	if err != nil || len(rows) == 0 {
 		return nil, err
 	}
 	return &Remedy{"write it again from its row", func() error {
-		return r.restore(digest, func(w io.Writer) error {
+		return r.restore(d.Digest, func(w io.Writer) error {
 			_, err := io.WriteString(w, rows[0].record)
 			return err
 		})
@@ -88,8 +91,8 @@ func (r *Registry) fromRow(_ context.Context, _ kernel.Root, digest string) (*Re
 }
 
 // fromInstalled finds a module that is installed.
-func (r *Registry) fromInstalled(ctx context.Context, root kernel.Root, digest string) (*Remedy, error) {
-	rows, err := r.Installs()
+func (r *Registry) fromInstalled(ctx context.Context, root kernel.Root, d Drift) (*Remedy, error) {
+	rows, err := readInstalls(r.db, " AND digest = ?", d.Digest)
 	if err != nil {
 		return nil, err
 	}
@@ -100,9 +103,9 @@ func (r *Registry) fromInstalled(ctx context.Context, root kernel.Root, digest s
 		}
 		got, _, err := m.digest(path.Base(i.Path))
 		m.Close()
-		if err == nil && got == digest {
+		if err == nil && got == d.Digest {
 			return &Remedy{"copy it back from " + i.Path, func() error {
-				return r.restore(digest, func(w io.Writer) error { return copyFile(ctx, w, root, i.Path) })
+				return r.restore(d.Digest, func(w io.Writer) error { return copyFile(ctx, w, root, i.Path) })
 			}}, nil
 		}
 	}
@@ -121,22 +124,22 @@ func copyFile(ctx context.Context, w io.Writer, root kernel.Root, name string) e
 }
 
 // fromOrigin makes the archive of a source again when its folder is as it was.
-func (r *Registry) fromOrigin(ctx context.Context, _ kernel.Root, digest string) (*Remedy, error) {
-	sources, err := r.Sources()
+func (r *Registry) fromOrigin(ctx context.Context, _ kernel.Root, d Drift) (*Remedy, error) {
+	sources, err := r.sources(d.Package)
 	if err != nil {
 		return nil, err
 	}
 	for _, s := range sources {
-		if s.Digest != digest || s.Origin == "" {
+		if s.Digest != d.Digest || s.Origin == "" {
 			continue
 		}
 		got, _, err := Digest(ctx, s.Origin)
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if err == nil && got == digest {
+		if err == nil && got == d.Digest {
 			return &Remedy{"copy it again from " + s.Origin, func() error {
-				return r.restore(digest, func(w io.Writer) error {
+				return r.restore(d.Digest, func(w io.Writer) error {
 					_, err := archive(ctx, s.Origin, w)
 					return err
 				})
@@ -147,17 +150,17 @@ func (r *Registry) fromOrigin(ctx context.Context, _ kernel.Root, digest string)
 }
 
 // withoutLog lets attempts do without a log that is lost.
-func (r *Registry) withoutLog(_ context.Context, _ kernel.Root, digest string) (*Remedy, error) {
-	all, err := r.Attempts("", "", 0)
-	if err != nil || !slices.ContainsFunc(all, func(a Attempt) bool { return a.Log == digest }) {
+func (r *Registry) withoutLog(_ context.Context, _ kernel.Root, d Drift) (*Remedy, error) {
+	all, err := r.Attempts(d.Package, d.Release, 0)
+	if err != nil || !slices.ContainsFunc(all, func(a Attempt) bool { return a.Log == d.Digest }) {
 		return nil, err
 	}
 	return &Remedy{"forget the log", func() error {
 		err := r.write(func(tx *sql.Tx) error {
-			_, err := tx.Exec(`UPDATE attempt SET log = '' WHERE log = ?`, digest)
+			_, err := tx.Exec(`UPDATE attempt SET log = '' WHERE log = ?`, d.Digest)
 			return err
 		})
-		return errors.Join(err, ignoreAbsent(r.tree.RemoveAll(filepath.Join(blobDir, digest))))
+		return errors.Join(err, ignoreAbsent(r.tree.RemoveAll(filepath.Join(blobDir, d.Digest))))
 	}}, nil
 }
 
