@@ -41,9 +41,10 @@ check:
 	$(GO) run $(STATICCHECK) ./...
 	$(MAKE) all
 
-# internal/vm and cmd boot kernels: they are e2e's.
+# internal/vm and cmd boot kernels: they are e2e's, but for what runs on several cores.
 unit:
 	CGO_ENABLED=1 $(TEST) -race -short $$($(GO) list ./... | grep -v -e /internal/vm -e /cmd/)
+	CGO_ENABLED=1 $(TEST) -race -tags $(TAGS) -run ManyPackages ./cmd/kmodctl
 
 oracle:
 	CGO_ENABLED=0 $(TEST) -run 'Oracle|EqualModprobe' -v ./internal/ko ./loader

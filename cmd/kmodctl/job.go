@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"kmodctl/build"
@@ -34,6 +35,7 @@ type job struct {
 	pins     registry.Pins                      // read with them
 	only     []string                           // names of the packages that are asked for; all when there are none
 	planner  build.Planner
+	planning sync.Once         // of the planner's set-up
 	named    map[string]bool   // packages of which the user named the version
 	folders  map[string]string // folders inside the root: their host paths
 }
@@ -170,9 +172,19 @@ func (j *job) outcome() error {
 	return partly{failed: len(j.errs), of: max(j.tried, len(j.errs)), err: j.errs[len(j.errs)-1]}
 }
 
+// plans returns the planner of the command, which knows what the registry has kept of files.
+func (j *job) plans() *build.Planner {
+	j.planning.Do(func() {
+		j.planner.FileFact = func(path, what string, ask func(string) (string, error)) (string, error) {
+			return j.reg.FileFact(path, what, ask) // repair opens another one
+		}
+	})
+	return &j.planner
+}
+
 // plan decides what is to be done for each source and kernel.
 func (j *job) plan(choices []choice) ([]build.Step, error) {
-	j.planner.FileFact = j.reg.FileFact
+	planner := j.plans()
 	var steps []build.Step
 	for _, c := range choices {
 		steps = slices.Grow(steps, len(c.kernels))
@@ -193,7 +205,7 @@ func (j *job) plan(choices []choice) ([]build.Step, error) {
 			case unfit != nil: // a newer kmodctl may have added it
 				step.Action, step.Reason, step.Err = build.ActionFail, unfit.Error(), unfit
 			default:
-				step = j.planner.Decide(m, c.Digest, k, build.Made{Hash: art.InputHash, Inputs: func() ([]build.Input, error) {
+				step = planner.Decide(m, c.Digest, k, build.Made{Hash: art.InputHash, Inputs: func() ([]build.Input, error) {
 					whole, _, err := j.reg.ArtifactByDigest(art.Digest)
 					return buildInputs(whole.Inputs), err
 				}})

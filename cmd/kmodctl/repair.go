@@ -274,8 +274,7 @@ func (r *repairer) buildAgain(ctx context.Context, d registry.Drift) (made regis
 	if err != nil {
 		return made, err
 	}
-	r.planner.FileFact = r.reg.FileFact
-	step := r.planner.Decide(m, src.Digest, k, build.Made{})
+	step := r.plans().Decide(m, src.Digest, k, build.Made{})
 	switch step.Action {
 	case build.ActionFail:
 		return made, step.Err
