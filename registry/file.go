@@ -21,7 +21,7 @@ func stateOf(path string) (s fileState, err error) {
 	return fileState{int64(st.Dev), int64(st.Ino), st.Size, st.Mtim.Nano(), st.Ctim.Nano()}, nil
 }
 
-// fileFact is what is told apart by the path of a file and the kind of question about it.
+// fileFact is a question about a file.
 type fileFact struct{ path, what string }
 
 type fileAnswer struct {
@@ -51,20 +51,19 @@ func (r *Registry) FileFact(path, what string, ask func(path string) (string, er
 	if err != nil {
 		return "", err
 	}
-	// Times of files have a grain of some ms: what was changed just now may change again unseen.
-	const grain = time.Second
+	// Times of files have a grain of up to 2 s: what was changed just now may change again unseen.
+	const grain = 2 * time.Second
 	after, err := stateOf(path)
-	if r.lock == nil || err != nil || after != now || time.Since(time.Unix(0, now.ctime)) < grain {
+	if r.lock == nil || err != nil || after != now || time.Since(time.Unix(0, max(now.mtime, now.ctime))) < grain {
 		return answer, nil
 	}
-	r.facts[key] = fileAnswer{now, answer}
 	err = r.write(func(tx *sql.Tx) error {
 		_, err := tx.Exec(`INSERT OR REPLACE INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
 			path, what, now.dev, now.inode, now.size, now.mtime, now.ctime, answer)
 		return err
 	})
-	if err != nil {
-		return "", fmt.Errorf("keep what is known of %s: %w", path, err)
+	if err == nil { // else it is asked again: no full disk stands between a user and an answer
+		r.facts[key] = fileAnswer{now, answer}
 	}
 	return answer, nil
 }

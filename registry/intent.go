@@ -85,7 +85,7 @@ func (r *Registry) converge(m *modules, target []Install, steps []step, depmod *
 }
 
 // resume finishes what was cut off on a release: forward when that can be done,
-// back when a blob is damaged. An error leaves the intent for another time.
+// back when a blob is damaged or depmod leaves a module out. An error leaves the intent for another time.
 func (r *Registry) resume(release string) error {
 	ins, err := readIntents(r.db, release)
 	if err != nil || len(ins) == 0 {
@@ -119,7 +119,8 @@ func (r *Registry) finish(in intent) error {
 	err = r.goTo(m, in, in.Target, OutcomeOK, "")
 	word := "finished"
 	var damaged *CorruptError
-	if errors.As(err, &damaged) || errors.Is(err, fs.ErrNotExist) {
+	var blamed *PackageError // depmod leaves its module out
+	if errors.As(err, &damaged) || errors.Is(err, fs.ErrNotExist) || errors.As(err, &blamed) {
 		word = "undid"
 		err = r.goTo(m, in, in.Before, OutcomeFailed, err.Error())
 	}
@@ -139,7 +140,11 @@ func (r *Registry) goTo(m *modules, in intent, target []Install, outcome, reason
 	if err != nil {
 		return err
 	}
-	if err := r.converge(m, target, steps, depmod); err != nil {
+	err = r.converge(m, target, steps, depmod)
+	if blamed := (*PackageError)(nil); errors.As(err, &blamed) && outcome != OutcomeOK {
+		err = nil // the state before: that its index is another by now is the machine's doing, and verify's to tell
+	}
+	if err != nil {
 		return errors.Join(err, m.rollBack())
 	}
 	if err := r.commit(m, in, target, outcome, reason); err != nil {

@@ -2,11 +2,15 @@ package registry
 
 import (
 	"database/sql"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"kmodctl/internal/kernel"
 )
@@ -49,17 +53,14 @@ func kernelHere(root kernel.Root, release string) bool {
 	if running, err := kernel.Running(); root.IsHost() && err == nil && running == release {
 		return true
 	}
+	places := []string{"/usr/src/linux-headers-" + release, "/usr/src/kernels/" + release}
 	for _, name := range kernelFiles {
-		if _, err := root.Path(path.Join(modulesPath(release), name)); err == nil {
-			return true
-		}
+		places = append(places, path.Join(modulesPath(release), name))
 	}
-	for _, headers := range []string{"/usr/src/linux-headers-", "/usr/src/kernels/"} {
-		if _, err := root.Path(headers + release); err == nil {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(places, func(name string) bool {
+		_, err := root.Path(name)
+		return !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) // what cannot be looked at may be there
+	})
 }
 
 // kernelStamp tells one package of a release from the next: size and mtime of what

@@ -218,9 +218,12 @@ func (m *modules) flip(s step) error {
 	return nil
 }
 
-// putBack gives a file its old name again. rename(2) does nothing when both names
+// putBack gives a file its old name again, if it had lost it. rename(2) does nothing when both names
 // are already the same file, hence the second step.
 func (m *modules) putBack(old, name string) error {
+	if _, err := m.tree.Lstat(old); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err := m.tree.Rename(old, name); err != nil {
 		return err
 	}

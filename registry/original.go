@@ -10,6 +10,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"kmodctl/internal/kernel"
 )
 
 // Original is another file's module, the kernel's own or another package's, that
@@ -32,10 +34,10 @@ func (r *Registry) Originals() ([]Original, error) {
 	return all, nil
 }
 
-// Shadows returns what modules of these names, once installed for a release, would
+// Shadows returns what modules of these names, once installed for a release under root, would
 // shadow. The error is a *NoModulesError when the release has no folder.
-func (r *Registry) Shadows(release string, names []string) ([]Original, error) {
-	m, err := openModules(r.root, release)
+func (r *Registry) Shadows(root kernel.Root, release string, names []string) ([]Original, error) {
+	m, err := openModules(root, release)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +70,7 @@ func (r *Registry) originals(m *modules, target []Install, index map[string]stri
 		return nil, err
 	}
 	if index == nil { // depmod knows its own rules best
-		if index, err = m.wouldIndex(r.root); err != nil {
+		if index, err = m.wouldIndex(m.root); err != nil {
 			return nil, err
 		}
 	}

@@ -532,7 +532,16 @@ func (r *Registry) recognize(root kernel.Root, d Drift, records func() ([]Artifa
 	if err != nil {
 		return d, err
 	}
-	if a, ok := owner(all, d.Release, path.Base(d.Path), digest); ok {
+	a, ok := owner(all, d.Release, path.Base(d.Path), digest)
+	if !ok {
+		return d, nil
+	}
+	last, err := r.Attempts(a.Package, d.Release, 0)
+	if err != nil {
+		return d, err
+	}
+	i := slices.IndexFunc(last, func(l Attempt) bool { return l.Op != OpBuild && l.Outcome == OutcomeOK })
+	if i < 0 || last[i].Op != OpUninstall { // else it was put there since
 		return Drift{Kind: DriftMissing, Object: ObjectDatabase, Release: d.Release, Path: d.Path, Package: a.Package, Version: a.Version,
 			Why: "registry.db has lost the row of this module"}, nil
 	}

@@ -179,6 +179,7 @@ func TestDamagedBlob(t *testing.T) {
 }
 
 func TestFileFact(t *testing.T) {
+	t.Parallel() // it waits
 	dir := t.TempDir()
 	r := writer(t, dir, "/")
 	cc, link := filepath.Join(dir, "gcc-12"), filepath.Join(dir, "gcc")
@@ -231,7 +232,7 @@ func waitForGrain(t *testing.T, path string) {
 	t.Helper()
 	s, err := stateOf(path)
 	must(t, err)
-	time.Sleep(time.Until(time.Unix(0, s.ctime).Add(time.Second + 10*time.Millisecond)))
+	time.Sleep(time.Until(time.Unix(0, max(s.mtime, s.ctime)).Add(2*time.Second + 10*time.Millisecond)))
 }
 
 func TestFutureSchemaIsRefused(t *testing.T) {

@@ -249,7 +249,9 @@ func (m *modules) findOriginals(names map[string]bool) ([]Original, error) {
 	var found []Original
 	for name, file := range files {
 		o, err := m.original(name, file)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) { // a link that leads nowhere, as weak-updates are left
+			continue
+		} else if err != nil {
 			return nil, err
 		}
 		found = append(found, o)

@@ -96,6 +96,9 @@ func (r *Registry) copyDB(from, to string) error {
 
 // stamp tells one content of the database and its log from the next.
 func (r *Registry) stamp() (s string) {
+	if r.tree == nil { // there is no registry
+		return ""
+	}
 	for _, suffix := range []string{"", "-wal"} {
 		if info, err := r.tree.Stat(dbFile + suffix); err == nil {
 			s += fmt.Sprintln(info.Size(), info.ModTime().UnixNano())

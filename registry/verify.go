@@ -356,7 +356,7 @@ func (r *Registry) verifyModules(ctx context.Context, root kernel.Root) ([]Drift
 	if err != nil {
 		return nil, err
 	}
-	files, err := compare(root, rows, true, func(*modules, Install) bool { return false })
+	files, err := compare(root, rows, true, unread)
 	if err != nil {
 		return nil, err
 	}
@@ -473,6 +473,14 @@ func (r *Registry) Look(root kernel.Root) ([]Drift, error) {
 func LookAt(root kernel.Root, rows []Install, all bool) ([]Drift, error) {
 	return compare(root, rows, all, (*modules).unchanged)
 }
+
+// ReadAt is LookAt that reads every file.
+func ReadAt(root kernel.Root, rows []Install) ([]Drift, error) {
+	return compare(root, rows, false, unread)
+}
+
+// unread knows nothing of a file that has not been read.
+func unread(*modules, Install) bool { return false }
 
 // compare finds the drifts of installed files. same spares the reading of a row's file.
 func compare(root kernel.Root, rows []Install, all bool, same func(*modules, Install) bool) ([]Drift, error) {

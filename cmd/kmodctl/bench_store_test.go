@@ -38,7 +38,7 @@ func BenchmarkStore(b *testing.B) {
 			start := time.Now()
 			root := newStore(b, size/storeKernels)
 			b.Logf("a store of %d artifacts was made in %.1f s", size, time.Since(start).Seconds())
-			time.Sleep(time.Second) // nothing is kept of files that have just changed: registry.FileFact
+			time.Sleep(2 * time.Second) // nothing is kept of files that have just changed: registry.FileFact
 			if out, err := exec.Command(path, "--root", root, "build", "--no-install").CombinedOutput(); err != nil {
 				b.Fatalf("%v: %s", err, out)
 			}

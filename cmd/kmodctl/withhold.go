@@ -99,7 +99,7 @@ func (j *job) newerOriginal(art registry.Artifact, installs []registry.Install) 
 	if len(byName) == 0 { // in a dry run, what is not built has none
 		return nil
 	}
-	originals, err := j.reg.Shadows(art.Release, slices.Collect(maps.Keys(byName)))
+	originals, err := j.reg.Shadows(j.root, art.Release, slices.Collect(maps.Keys(byName)))
 	if err != nil {
 		return fmt.Errorf("install %s@%s for %s: %w", art.Package, art.Version, art.Release, err)
 	}

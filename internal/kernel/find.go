@@ -134,9 +134,6 @@ func (s *survey) names() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.err != nil { // of a look for headers
-		return nil, fmt.Errorf("find kernels: %w", s.err)
-	}
 	for _, name := range headers {
 		found[name] = true
 	}

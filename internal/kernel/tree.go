@@ -41,8 +41,11 @@ func (s *survey) headers() ([]string, error) {
 		return nil, err
 	}
 	for _, source := range sources {
-		if name, ok := strings.CutPrefix(source, "linux-headers-"); ok && s.configOf("/usr/src/"+source) != "" {
-			names = append(names, name)
+		if name, ok := strings.CutPrefix(source, "linux-headers-"); ok {
+			own := &survey{root: s.root}
+			if own.configOf("/usr/src/"+source) != "" || own.err != nil { // what cannot be looked at is told of that kernel
+				names = append(names, name)
+			}
 		}
 		objects, ok := strings.CutSuffix(source, "-obj")
 		base, linux := strings.CutPrefix(objects, "linux-")
