@@ -400,7 +400,10 @@ func (j *job) installAll(ctx context.Context, choices []choice, kernels []kernel
 	}
 	damaged := map[target]bool{}
 	if thorough {
-		drift, err := registry.LookAt(j.root, installs, true)
+		asked := func(i registry.Install) bool {
+			return slices.ContainsFunc(choices, func(c choice) bool { return c.Name == i.Package && c.covers(i.Release) })
+		}
+		drift, err := registry.ReadAt(j.root, slices.DeleteFunc(slices.Clone(installs), func(i registry.Install) bool { return !asked(i) }))
 		if err != nil {
 			return err
 		}
@@ -441,7 +444,7 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 		j.keep(due, why)
 		return nil
 	}
-	if k.Err != nil && len(due) > 0 {
+	if k.Modules == "" && k.Err != nil && len(due) > 0 {
 		j.tried++
 		j.fail(fmt.Errorf("install for %s: %w", k.Name, k.Err))
 		for _, art := range due {
@@ -478,7 +481,9 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 		// Of a package to blame the others are free; else all have failed.
 		var one *registry.PackageError
 		blamed := func(a registry.Artifact) bool { return one == nil || a.Package == one.Package }
-		errors.As(err, &one)
+		if errors.As(err, &one) && !slices.ContainsFunc(due, blamed) {
+			one = nil // a package of what was cut off before
+		}
 		for _, art := range due {
 			if blamed(art) {
 				j.installed(art, "failed", err.Error())
@@ -546,8 +551,8 @@ func byTarget(rows []registry.Install) map[target][]registry.Install {
 }
 
 // inPlace reports whether what is installed is art, as far as a look at its package's
-// rows for that kernel, at the files' sizes, and at the module index's time can tell; install and
-// status read the files too.
+// rows for that kernel, at the files' sizes, and at the module index's time can tell; install
+// reads the files too.
 func (j *job) inPlace(art registry.Artifact, rows []registry.Install) bool {
 	in := map[string]registry.Install{}
 	for _, i := range rows {

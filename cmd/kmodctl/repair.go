@@ -59,16 +59,33 @@ func (e *env) repair(ctx context.Context) error {
 				return err
 			}
 		}
+		if err := r.tellUnfinished(); err != nil {
+			return err
+		}
 	}
 	if e.json {
 		if err := e.document("repair", map[string]any{"dry_run": e.dryRun, "drifts": orEmpty(r.done)}); err != nil {
 			return err
 		}
 	}
-	if len(r.done) == 0 {
+	if len(r.done) == 0 && len(r.errs) == 0 {
 		e.say("nothing to do: everything is as it should be")
 	}
 	return r.outcome()
+}
+
+// tellUnfinished tells what even this writer could not finish, and why was told as it opened the registry.
+func (r *repairer) tellUnfinished() error {
+	what, _, err := r.reg.Unfinished()
+	for _, u := range what {
+		if r.dryRun {
+			r.would("unfinished: %s: finish it", u)
+			continue
+		}
+		r.tried++
+		r.fail(fmt.Errorf("repair: unfinished: %s", u))
+	}
+	return err
 }
 
 // openSound opens the registry; a database that is damaged is made anew first.
@@ -140,13 +157,17 @@ func (r *repairer) mendAll(ctx context.Context) (more bool, err error) {
 			return false, err
 		}
 	}
-	again := map[target]bool{}   // built and installed again
-	about := map[string]bool{}   // artifacts that have been seen to
-	place := map[string]bool{}   // releases whose installed modules are not right
-	seen := slices.Clone(r.done) // in the rounds before
+	again := map[target]bool{}             // built and installed again
+	about := map[string]bool{}             // artifacts that have been seen to
+	place := map[string][]registry.Drift{} // installed modules that are not right, by release
+	seen := slices.Clone(r.done)           // in the rounds before
 	for _, d := range drifts {
 		if slices.ContainsFunc(seen, func(m mending) bool { return m.Drift == d && (m.Error != "" || m.How == "") }) {
 			continue // in vain
+		}
+		if d.Kind == driftUnreadable {
+			r.leave(d)
+			continue
 		}
 		remedy, err := r.reg.Remedy(ctx, r.root, d)
 		switch {
@@ -160,8 +181,7 @@ func (r *repairer) mendAll(ctx context.Context) (more bool, err error) {
 				return false, err
 			}
 		case d.Object == registry.ObjectInstalled && d.Package != "":
-			place[d.Release] = true
-			r.note(d, "install "+d.Package+" "+d.Version+" for "+d.Release+" again", nil)
+			place[d.Release] = append(place[d.Release], d)
 		case d.Object == registry.ObjectReadme:
 			r.note(d, "write it again", nil) // every writer does
 		default:
@@ -169,8 +189,17 @@ func (r *repairer) mendAll(ctx context.Context) (more bool, err error) {
 		}
 	}
 	for _, release := range slices.Sorted(maps.Keys(place)) {
+		failed := len(r.errs)
 		if err := r.placeAgain(ctx, release, again); err != nil {
 			return false, err
+		}
+		for _, d := range place[release] {
+			how := "install " + d.Package + " " + d.Version + " for " + d.Release + " again"
+			if len(r.errs) > failed { // it has been told
+				r.done = append(r.done, mending{Drift: d, How: how, Error: r.errs[failed].Error()})
+			} else {
+				r.note(d, how, nil)
+			}
 		}
 	}
 	return more && !r.dryRun, nil
@@ -207,6 +236,10 @@ func (r *repairer) leave(d registry.Drift) {
 		return
 	}
 	r.tried++
+	if d.Kind == driftUnreadable {
+		r.fail(fmt.Errorf("repair: %s", driftLine(d)))
+		return
+	}
 	r.fail(fmt.Errorf("repair: %s: no copy of it is left", driftLine(d)))
 }
 
@@ -299,7 +332,7 @@ func (r *repairer) placeAgain(ctx context.Context, release string, again map[tar
 	}
 	var due []registry.Artifact
 	for _, i := range installs {
-		seen := func(a registry.Artifact) bool { return a.Digest == i.Artifact }
+		seen := func(a registry.Artifact) bool { return a.Package == i.Package }
 		if i.Release != release || again[target{i.Package, release}] || slices.ContainsFunc(due, seen) {
 			continue
 		}

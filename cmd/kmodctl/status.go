@@ -353,6 +353,9 @@ func (s *statusReader) kernel(src registry.Source, step build.Step) (kernelStatu
 	}
 	failure, err := s.failure(step)
 	k.State, k.Why = judge(step, built, current, s.damage(src, step.Release), failure)
+	if k.Why == "" && step.Kernel.Err != nil {
+		k.Why = step.Reason
+	}
 	return k, err
 }
 

@@ -18,6 +18,7 @@ import (
 // Kinds and objects of the drifts that only this package can find.
 const (
 	driftStale       = "stale"
+	driftUnreadable  = "unreadable"
 	driftLoadedOlder = "loaded-older"
 	objectArtifact   = "artifact"
 	objectModule     = "module"
@@ -35,6 +36,7 @@ func cmdVerify(e *env) *cli.Command {
 			"   unindexed     modules.dep does not name it\n"+
 			"   stale         built from other inputs than today's\n"+
 			"   gone          a kernel that modules of ours are installed for\n"+
+			"   unreadable    a kernel that cannot be looked at\n"+
 			"   loaded-older  the live module is not the installed one\n\n"+
 			"Exit code 0: nothing. kmodctl repair mends what can be mended.",
 			"kmodctl verify", "kmodctl verify --json"),
@@ -142,7 +144,16 @@ func (j *job) drifts(ctx context.Context) ([]registry.Drift, error) {
 	if j.ownRegistry() && len(installs) == 0 { // what is in /lib/modules is the machine's
 		drifts = slices.DeleteFunc(drifts, func(d registry.Drift) bool { return d.Object == registry.ObjectInstalled })
 	}
-	steps, err := j.staleSteps(installs)
+	kernels, err := kernel.Find(j.root)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range kernels {
+		if k.Err != nil {
+			drifts = append(drifts, registry.Drift{Kind: driftUnreadable, Object: registry.ObjectKernel, Release: k.Name, Why: k.Err.Error()})
+		}
+	}
+	steps, err := j.staleSteps(installs, kernels)
 	if err != nil {
 		return nil, err
 	}
@@ -155,8 +166,8 @@ func (j *job) drifts(ctx context.Context) ([]registry.Drift, error) {
 
 // staleSteps are the builds that changed inputs ask for: of the versions that a bare build
 // would take, and of those that are installed.
-func (j *job) staleSteps(installs []registry.Install) ([]build.Step, error) {
-	choices, err := j.inUse(installs)
+func (j *job) staleSteps(installs []registry.Install, kernels []kernel.Release) ([]build.Step, error) {
+	choices, err := j.inUse(installs, kernels)
 	if err != nil {
 		return nil, err
 	}
@@ -171,11 +182,7 @@ func (j *job) staleSteps(installs []registry.Install) ([]build.Step, error) {
 }
 
 // inUse are the versions that a bare build would take, and those that are installed.
-func (j *job) inUse(installs []registry.Install) ([]choice, error) {
-	kernels, err := kernel.Find(j.root)
-	if err != nil {
-		return nil, err
-	}
+func (j *job) inUse(installs []registry.Install, kernels []kernel.Release) ([]choice, error) {
 	kernels = slices.DeleteFunc(kernels, func(k kernel.Release) bool { return k.Tree == nil })
 	all, err := j.reg.Sources()
 	if err != nil {
