@@ -249,7 +249,7 @@ func (k *keeper) readInstalls(q queryer, c candidates) error {
 	if err != nil {
 		return err
 	}
-	past, err := readPast(q, `1`)
+	history, err := readPast(q, `1`)
 	if err != nil {
 		return err
 	}
@@ -257,16 +257,20 @@ func (k *keeper) readInstalls(q queryer, c candidates) error {
 	for _, a := range k.artifacts {
 		version[a.digest] = a.version
 	}
-	for _, in := range ins {
-		rows = slices.Concat(rows, in.Before, in.Target)
-	}
-	for _, i := range rows {
-		if k.installed[i.Artifact] {
-			continue
+	keep := func(rows []Install, of func(Install) past) {
+		for _, i := range rows {
+			if k.installed[i.Artifact] {
+				continue
+			}
+			k.installed[i.Artifact] = true
+			k.fallback[c.fallback(of(i).before(i.Artifact), i.Artifact, version)] = true
 		}
-		k.installed[i.Artifact] = true
-		older := before(past[place{i.Package, i.Release}], i.Artifact)
-		k.fallback[c.fallback(older, i.Artifact, version)] = true
+	}
+	now := func(i Install) past { return history[place{i.Package, i.Release}] }
+	keep(rows, now)
+	for _, in := range ins {
+		keep(in.Before, now)
+		keep(in.Target, func(i Install) past { return now(i).after(in.Op, i.Artifact) })
 	}
 	return nil
 }

@@ -227,6 +227,26 @@ func TestGCKeepsIntents(t *testing.T) {
 	}
 }
 
+// What an unfinished rollback leaves to go back to stays, though something else was installed later.
+func TestGCKeepsThePastOfIntents(t *testing.T) {
+	r := writer(t, t.TempDir(), newRoot(t))
+	var as []Artifact
+	for _, v := range []string{"1", "2", "3", "4"} {
+		as = append(as, mustPut(t, r, "net", v, "net="+v))
+		_, err := r.Install(t.Context(), release, as[len(as)-1:])
+		must(t, err)
+	}
+	body, err := json.Marshal(intent{Op: OpRollback, Release: release, Target: []Install{{Release: release, Package: "net", Artifact: as[1].Digest}}})
+	must(t, err)
+	must(t, r.write(func(tx *sql.Tx) error {
+		_, err := tx.Exec(`INSERT INTO intent (release, done, body) VALUES (?, 0, ?)`, release, string(body))
+		return err
+	}))
+	plan, err := r.PlanGC(time.Now(), month)
+	must(t, err)
+	equal(t, "garbage", plan.lines(), nil)
+}
+
 // What a rollback would pass over, for it is damaged, holds no place of what it would take.
 func TestGCKeepsWhatRollbackTakes(t *testing.T) {
 	r := writer(t, t.TempDir(), newRoot(t))

@@ -15,10 +15,9 @@ type Previous struct {
 }
 
 // Previous finds the artifact that a package had on a release before the one that is
-// installed there. Of all that were ever installed there, in the order of their first
-// install, it is the last before the current one that is still here, whole, and not the very same modules of the same version: after
-// a rollback the next one goes further back. The error is a *NoPreviousError when
-// there is none.
+// installed there: the last of its past that is still here, whole, and not the very same
+// modules of the same version. What a rollback took away is no past any more: the next
+// one goes further back. The error is a *NoPreviousError when there is none.
 func (r *Registry) Previous(ctx context.Context, pkg, release string) (Previous, error) {
 	p, err := r.previous(ctx, pkg, release)
 	if err != nil {
@@ -37,7 +36,7 @@ func (r *Registry) previous(ctx context.Context, pkg, release string) (p Previou
 		return p, &NoPreviousError{Package: pkg, Release: release}
 	}
 	p.From = rows[i]
-	past, err := readPast(r.db, `package = ? AND release = ?`, pkg, release)
+	history, err := readPast(r.db, `package = ? AND release = ?`, pkg, release)
 	if err != nil {
 		return p, err
 	}
@@ -45,7 +44,7 @@ func (r *Registry) previous(ctx context.Context, pkg, release string) (p Previou
 	if err != nil {
 		return p, err
 	}
-	for _, digest := range before(past[place{pkg, release}], p.From.Artifact) {
+	for _, digest := range history[place{pkg, release}].before(p.From.Artifact) {
 		a, known, err := r.ArtifactByDigest(digest)
 		if err != nil {
 			return p, err
@@ -83,31 +82,48 @@ func (r *Registry) Rollback(ctx context.Context, a Artifact, pins Pins) (Result,
 // place is where a package can be installed.
 type place struct{ pkg, release string }
 
-// readPast returns, for each place, the digests of all artifacts that were installed
-// there, by their first install.
-func readPast(q queryer, where string, args ...any) (map[place][]string, error) {
+// past is what was installed at a place and not taken away by a rollback since: the
+// digests of artifacts, the latest last.
+type past []string
+
+// readPast replays, for each place, the installs, upgrades and rollbacks that went well.
+func readPast(q queryer, where string, args ...any) (map[place]past, error) {
 	type row struct {
 		place
-		artifact string
+		op, artifact string
 	}
-	rows, err := collect(q, func(rows *sql.Rows, r *row) error { return rows.Scan(&r.pkg, &r.release, &r.artifact) },
-		`SELECT package, release, artifact FROM attempt
-		WHERE `+where+` AND op IN ('install', 'upgrade', 'rollback') AND outcome = 'ok' AND artifact <> ''
-		GROUP BY package, release, artifact ORDER BY min(id)`, args...)
-	past := map[place][]string{}
+	rows, err := collect(q, func(rows *sql.Rows, r *row) error { return rows.Scan(&r.pkg, &r.release, &r.op, &r.artifact) },
+		`SELECT package, release, op, artifact FROM attempt
+		WHERE `+where+` AND op IN ('install', 'upgrade', 'rollback') AND outcome = 'ok' AND artifact <> '' ORDER BY id`, args...)
+	all := map[place]past{}
 	for _, r := range rows {
-		past[r.place] = append(past[r.place], r.artifact)
+		all[r.place] = all[r.place].after(r.op, r.artifact)
 	}
-	return past, err
+	return all, err
 }
 
-// before returns what came before the current one, the latest first; all of it when
-// the history does not know the current one.
-func before(past []string, current string) []string {
-	if i := slices.Index(past, current); i >= 0 {
-		past = past[:i]
+// after is what a past becomes by an operation: a rollback drops what came after the artifact
+// that it put back.
+func (p past) after(op, artifact string) past {
+	i := len(p) - 1
+	if op == OpRollback {
+		for i >= 0 && p[i] != artifact {
+			i--
+		}
 	}
-	past = slices.Clone(past)
-	slices.Reverse(past)
-	return past
+	if i >= 0 && p[i] == artifact {
+		return p[:i+1]
+	}
+	return append(p[:len(p):len(p)], artifact)
+}
+
+// before is what came before the current one, the latest first; all of it when the
+// current one is not what the history says.
+func (p past) before(current string) []string {
+	if n := len(p); n > 0 && p[n-1] == current {
+		p = p[:n-1]
+	}
+	older := slices.Clone(p)
+	slices.Reverse(older)
+	return older
 }

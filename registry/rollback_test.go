@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"os"
 	"strings"
@@ -43,7 +44,7 @@ func back(t *testing.T, r *Registry) string {
 	return p.Artifact.Version
 }
 
-// Each rollback goes one further back; what was installed again has its first place.
+// Each rollback goes one further back; what it took away is not gone back to.
 func TestRollbackGoesBack(t *testing.T) {
 	root, dir := newRoot(t), t.TempDir()
 	r := writer(t, dir, root)
@@ -71,15 +72,64 @@ func TestRollbackGoesBack(t *testing.T) {
 	must(t, err)
 	_, err = r.Install(t.Context(), release, []Artifact{a3})
 	must(t, err)
-	if v := back(t, r); v != "2" {
+	if v := back(t, r); v != "1" {
 		t.Errorf("from 3 again: back to %s", v)
 	}
 	// Built again, 2 came out the same.
-	_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "2", "net=2")})
-	must(t, err)
-	if p, err := r.Previous(t.Context(), "net", release); err != nil || p.Artifact.Version == "2" {
+	for range 2 {
+		_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "2", "net=2")})
+		must(t, err)
+	}
+	if p, err := r.Previous(t.Context(), "net", release); err != nil || p.Artifact.Version != "1" {
 		t.Errorf("from 2 built again: back to %s, %v", p.Artifact.Version, err)
 	}
+}
+
+// What was installed before is gone back to, whatever was installed first.
+func TestRollbackPast(t *testing.T) {
+	r := writer(t, t.TempDir(), newRoot(t))
+	as := map[string]Artifact{}
+	for _, v := range []string{"1", "2", "3"} {
+		as[v] = mustPut(t, r, "net", v, "net="+v)
+	}
+	do := func(steps ...string) {
+		t.Helper()
+		for _, step := range steps {
+			op, v, _ := strings.Cut(step, " ")
+			var err error
+			switch op {
+			case "install":
+				_, err = r.Install(t.Context(), release, []Artifact{as[v]})
+			case "rollback":
+				_, err = r.Rollback(t.Context(), as[v], nil)
+			case "uninstall":
+				_, err = r.Uninstall(t.Context(), release, []string{"net"})
+			}
+			must(t, err)
+		}
+	}
+	previous := func(want string) {
+		t.Helper()
+		if p, err := r.Previous(t.Context(), "net", release); err != nil || p.Artifact.Version != want {
+			t.Errorf("previous is %q, want %s: %v", p.Artifact.Version, want, err)
+		}
+	}
+	do("install 1", "install 2", "rollback 1", "install 3")
+	previous("1")
+	do("install 1")
+	previous("3")
+	do("uninstall", "install 1")
+	previous("3")
+	do("rollback 3")
+	previous("1")
+	do("install 2", "rollback 1", "rollback 2") // which the past does not have
+	previous("1")
+	// A history that does not end with what is installed is all of it past.
+	must(t, r.write(func(tx *sql.Tx) error {
+		_, err := tx.Exec(`DELETE FROM attempt WHERE id = (SELECT max(id) FROM attempt)`)
+		return err
+	}))
+	previous("1")
 }
 
 // A build that failed to be installed, one that never was, and one whose blob is damaged

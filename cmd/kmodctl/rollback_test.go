@@ -97,6 +97,8 @@ func TestRollback(t *testing.T) {
 	says(t, km(0, "unpin", "hello").stderr, "nothing to do")
 	km(0, "build")
 	has("1.1", "1.1")
+	version("1.1", "/* changed again */")
+	km(0, "build", hello)
 
 	// A version that does not build for one kernel leaves the one before it there.
 	version("1.2", "#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)\n#error not for this one\n#endif")
