@@ -21,6 +21,9 @@ func (r *Registry) recover() error {
 		if err := r.resume(in.Release); err != nil {
 			r.note("%s: %v", in.Release, err)
 		}
+		for _, a := range in.Attempts {
+			r.resumed = append(r.resumed, a.ID)
+		}
 	}
 	if err := r.resumeRemovals(); err != nil {
 		return err

@@ -44,6 +44,7 @@ type Registry struct {
 
 	mu        sync.Mutex
 	recovered []string
+	resumed   []int64                 // attempts of intents that were cut off, whatever became of them
 	left      []error                 // why work folders and blobs that nobody needs are still there
 	facts     map[fileFact]fileAnswer // once read
 }
@@ -150,6 +151,17 @@ func (r *Registry) Recovered() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.recovered)
+}
+
+// Resumed returns the attempts to install, roll back or uninstall a package that had been
+// cut off and that OpenWriter carried through, by ID.
+func (r *Registry) Resumed(pkg string) ([]Attempt, error) {
+	if len(r.resumed) == 0 {
+		return nil, nil
+	}
+	as, err := r.Attempts(pkg, "", 0)
+	slices.Reverse(as)
+	return slices.DeleteFunc(as, func(a Attempt) bool { return a.Outcome != OutcomeOK || !slices.Contains(r.resumed, a.ID) }), err
 }
 
 func (r *Registry) note(format string, args ...any) {

@@ -189,6 +189,16 @@ func TestRollbackCutOff(t *testing.T) {
 	if got, ok := pins.For("net", release); !ok || got.Version != "1" {
 		t.Errorf("pins: %+v", pins)
 	}
+	if as, err := r.Resumed("net"); err != nil || len(as) != 1 || as[0].Op != OpRollback || as[0].Version != "1" || as[0].Release != release {
+		t.Errorf("resumed: %+v %v", as, err)
+	}
+	if as, err := r.Resumed("disk"); err != nil || len(as) != 0 {
+		t.Errorf("resumed of another package: %+v %v", as, err)
+	}
+	must(t, r.Close())
+	if as, err := writer(t, dir, root).Resumed("net"); err != nil || len(as) != 0 {
+		t.Errorf("resumed by the next one: %+v %v", as, err)
+	}
 }
 
 func TestPinsFor(t *testing.T) {

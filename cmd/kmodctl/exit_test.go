@@ -83,6 +83,9 @@ func TestHints(t *testing.T) {
 		{&registry.ExistsError{Name: "hello", Version: "1"}, "kmodctl remove hello@1"},
 		{&registry.PackageError{Package: "b", Err: &registry.OwnedError{Module: "m", Owner: "a"}}, "kmodctl uninstall a"},
 		{&build.Error{Package: "hello", Err: unix.ENOSPC}, "make room"},
+		{rollbackFailed{unix.EIO, "hello", "6.1.0"}, "kmodctl rollback hello -k 6.1.0"},
+		{rollbackFailed{unix.ENOSPC, "hello", "6.1.0"}, "make room, then kmodctl rollback hello -k 6.1.0"},
+		{rollbackFailed{registry.ErrNoDepmod, "hello", "6.1.0"}, "apt install kmod"},
 	} {
 		if got := strings.Join(hints(c.err), "\n"); !strings.Contains(got, c.want) {
 			t.Errorf("%v: hints %q, want %q", c.err, got, c.want)

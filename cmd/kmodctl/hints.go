@@ -76,6 +76,7 @@ func hints(err error) []string {
 		newer    newerOriginal
 		pinned   otherPin
 		first    *registry.NoPreviousError
+		back     rollbackFailed
 		ours     ofPackage
 		broken   *registry.DamagedError
 		differs  drifted
@@ -85,6 +86,13 @@ func hints(err error) []string {
 		exists   *registry.ExistsError
 		exit     *exec.Error
 	)
+	if errors.As(err, &back) { // without -k, the kernels that are done would go one further back
+		again := "kmodctl " + rollbackOf(back.pkg, back.release)
+		if errors.Is(err, unix.ENOSPC) {
+			return []string{"make room, then " + again}
+		}
+		return append(hints(back.error), again)
+	}
 	switch {
 	case errors.As(err, &noSource) && len(noSource.Near) > 0:
 		if noSource.Version != "" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -20,7 +21,8 @@ func cmdRollback(e *env) *cli.Command {
 		ArgsUsage: "NAME",
 		Description: examples("For each kernel that the package is installed for: the build that was installed there before,\n"+
 			"and a pin, so that the next build does not put the newer one back. Again, it goes one further\n"+
-			"back. When all kernels go back to one older version, kernels that come later get that too.\n"+
+			"back, but for a kernel whose rollback was cut off and is finished by this command. When all\n"+
+			"kernels go back to one older version, kernels that come later get that too.\n"+
 			"Nothing is built, and nothing that is live is touched.",
 			"kmodctl rollback hello --dry-run", "kmodctl rollback hello", "kmodctl rollback hello -k 6.1.0-56-amd64"),
 		Flags:        []cli.Flag{kernelFlag("only for kernel `RELEASE` (repeatable)")},
@@ -29,6 +31,9 @@ func cmdRollback(e *env) *cli.Command {
 			name, err := oneArg(c, "package")
 			if err != nil {
 				return err
+			}
+			if strings.Contains(name, "@") {
+				return usagef("rollback takes a NAME: %s goes back to what was installed before; kmodctl install NAME@VERSION takes a version", name)
 			}
 			return e.rollback(c.Context, name, c.StringSlice("kernel"))
 		},
@@ -42,7 +47,7 @@ type rollbackStep struct {
 	From       string   `json:"from,omitempty"`    // version
 	Version    string   `json:"version,omitempty"` // that it goes back to; "" when there is none
 	Artifact   string   `json:"artifact,omitempty"`
-	Outcome    string   `json:"outcome,omitempty"` // done or failed; "" in a dry run
+	Outcome    string   `json:"outcome,omitempty"` // done or failed; "" before it was tried, and in a dry run
 	Why        string   `json:"why,omitempty"`
 	PassedOver []string `json:"passed_over,omitempty"` // later ones that are damaged
 
@@ -63,23 +68,33 @@ func (e *env) rollback(ctx context.Context, name string, releases []string) erro
 		return err
 	}
 	j := &job{env: e, reg: reg}
-	steps := []rollbackStep{}
-	for _, release := range targets {
-		step, err := j.rollbackStep(ctx, name, release)
-		if err != nil {
+	steps, err := finishedSteps(reg, name, targets)
+	if err != nil {
+		return err
+	}
+	last := -1
+	for i, release := range targets {
+		if steps[i].Outcome != "" {
+			e.changed("passed over %s: %s is back at %s by the rollback that was cut off", release, name, steps[i].Version)
+			continue
+		}
+		if steps[i], err = j.rollbackStep(ctx, name, release); err != nil {
 			return err
 		}
-		steps = append(steps, step)
+		if steps[i].Outcome == "" {
+			last = i
+		}
 	}
 	for i := range steps {
-		if steps[i].Version == "" {
+		if steps[i].Outcome != "" {
 			continue
 		}
 		pins := steps[i].pins()
-		if i == len(steps)-1 && len(releases) == 0 && sameOlder(steps) {
+		if i == last && len(releases) == 0 && sameOlder(steps) {
 			pins = append(pins, registry.Pin{Package: name, Version: steps[i].Version})
 		}
 		if err := j.rollBack(ctx, &steps[i], pins); err != nil {
+			j.tellLeft(steps[:i], steps[i:])
 			return err
 		}
 	}
@@ -90,6 +105,67 @@ func (e *env) rollback(ctx context.Context, name string, releases []string) erro
 	}
 	return j.outcome()
 }
+
+// finishedSteps are a step for each kernel. It is done where opening the registry has just
+// finished what an earlier rollback was cut off at, and for the kernels before those, which
+// that one had done: who runs it again wants the rest of it.
+func finishedSteps(reg *registry.Registry, name string, targets []string) ([]rollbackStep, error) {
+	steps := make([]rollbackStep, len(targets))
+	resumed, err := reg.Resumed(name)
+	if err != nil || len(resumed) == 0 {
+		return steps, err
+	}
+	all, err := reg.Attempts(name, "", 0)
+	if err != nil {
+		return nil, err
+	}
+	next := registry.Attempt{} // of the command that was cut off
+	at := len(targets)
+	for i, a := range all {
+		cut := slices.ContainsFunc(resumed, func(r registry.Attempt) bool { return r.ID == a.ID })
+		t := slices.Index(targets, a.Release)
+		// A command takes its kernels in order, one attempt after the other.
+		if a.Op != registry.OpRollback || t < 0 || !cut && (a.ID != next.ID-1 || t >= at) {
+			continue
+		}
+		next, at = a, t
+		if a.Outcome != registry.OutcomeOK {
+			continue
+		}
+		steps[t] = rollbackStep{Package: name, Release: a.Release, Version: a.Version, Artifact: a.Artifact, Outcome: "done", Why: "by the rollback that was cut off"}
+		for _, b := range all[i+1:] {
+			if b.Release == a.Release && b.Outcome == registry.OutcomeOK && b.Op != registry.OpBuild {
+				steps[t].From = b.Version
+				break
+			}
+		}
+	}
+	return steps, nil
+}
+
+// tellLeft names, after an interruption, the kernels that are left: the same command again would
+// take those that are done one further back.
+func (j *job) tellLeft(before, left []rollbackStep) {
+	if !slices.ContainsFunc(before, func(s rollbackStep) bool { return s.Outcome == "done" }) {
+		return
+	}
+	for _, s := range left {
+		if s.Outcome == "" {
+			j.changed("not rolled back for %s: %s", s.Release, j.command(rollbackOf(s.Package, s.Release)))
+		}
+	}
+}
+
+// rollbackOf is the rollback of a package on one kernel.
+func rollbackOf(pkg, release string) string { return "rollback " + pkg + " -k " + release }
+
+// rollbackFailed is a rollback that failed on one kernel.
+type rollbackFailed struct {
+	error
+	pkg, release string
+}
+
+func (r rollbackFailed) Unwrap() error { return r.error }
 
 // rollbackKernels are the kernels to go back on: those named, or all that are here and
 // have the package installed.
@@ -164,10 +240,11 @@ func (j *job) rollBack(ctx context.Context, step *rollbackStep, pins registry.Pi
 		return nil
 	}
 	_, err := j.reg.Rollback(ctx, step.art, pins)
-	if ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	if err != nil {
+		err = rollbackFailed{err, step.Package, step.Release}
 		step.Outcome, step.Why = "failed", err.Error()
 		j.fail(err)
 		return nil

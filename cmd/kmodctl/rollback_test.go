@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -88,7 +89,7 @@ func TestRollback(t *testing.T) {
 
 	// Who asks for the other version is told of the pin.
 	says(t, km(exitRefused, "install", "hello@1.1").stderr, "pinned to 1.0", "kmodctl unpin hello")
-	version("1.1", "/* changed */")
+	version("1.1", `MODULE_INFO(mark, "changed");`)
 	r = km(0, "build", hello)
 	says(t, r.stderr, "built hello 1.1 for "+rels[0], "is built and not installed: pinned to 1.0: kmodctl unpin hello")
 	has("1.0", "1.0")
@@ -97,7 +98,7 @@ func TestRollback(t *testing.T) {
 	says(t, km(0, "unpin", "hello").stderr, "nothing to do")
 	km(0, "build")
 	has("1.1", "1.1")
-	version("1.1", "/* changed again */")
+	version("1.1", `MODULE_INFO(mark, "again");`)
 	km(0, "build", hello)
 
 	// A version that does not build for one kernel leaves the one before it there.
@@ -125,6 +126,52 @@ func TestRollback(t *testing.T) {
 	}
 }
 
+// TestRollbackCutOff kills a rollback at its first rename for each kernel: the same command does
+// what is left of it, and takes no kernel further back.
+func TestRollbackCutOff(t *testing.T) {
+	m := newMachine(t)
+	m.must(t, "install", "net@1.0")
+	for i, release := range tortured {
+		if i > 0 {
+			m.must(t, "unpin", "net")
+		}
+		m.must(t, "install", "net@1.1")
+		if r := m.failRenames(t, release, "signal=KILL"); r.code == 0 {
+			t.Fatalf("it was not killed: %s", r.stderr)
+		}
+		r := m.must(t, "rollback", "net")
+		for j, other := range tortured {
+			want := "passed over " + other + ": net is back at 1.0"
+			if strings.Contains(r.stderr, want) != (j <= i) {
+				t.Errorf("killed for %s: %q is said, or is not: %s", release, want, r.stderr)
+			}
+			if got := versionsOf(t, m.root)[other]; got != "1.0" {
+				t.Errorf("killed for %s, then run again: %s has %s", release, other, got)
+			}
+		}
+		says(t, m.must(t, "pin").out, "every kernel")
+	}
+}
+
+// failRenames rolls net back, and has each rename in that kernel's folder fail.
+func (m machine) failRenames(t *testing.T, release, how string) result {
+	t.Helper()
+	return m.run(t, []string{"rollback", "net"}, "strace", "-f", "-qq", "-o", "/dev/null", "-P", filepath.Join(m.root, "lib/modules", release, "updates/kmodctl"),
+		"-e", "trace=renameat", "-e", "inject=renameat:"+how)
+}
+
+// TestRollbackHint: when a kernel fails, the hint is no command that takes the others further back.
+func TestRollbackHint(t *testing.T) {
+	m := newMachine(t)
+	m.must(t, "install", "net@1.0")
+	m.must(t, "install", "net@1.1")
+	r := m.failRenames(t, tortured[1], "error=ENOSPC")
+	if r.code != exitPartly {
+		t.Fatalf("exit %d: %s", r.code, r.stderr)
+	}
+	says(t, r.stderr, "rolled back net 1.1 to 1.0 for "+tortured[0], "try:  make room, then kmodctl rollback net -k "+tortured[1])
+}
+
 // TestHistoryAndGC: what was tried is told, and what nothing needs goes.
 func TestHistoryAndGC(t *testing.T) {
 	rels := releases(t)[:1]
@@ -132,9 +179,13 @@ func TestHistoryAndGC(t *testing.T) {
 	dir, _ := examplePaths(t)
 	hello := filepath.Join(dir, "hello")
 	run := func(args ...string) result { t.Helper(); return must(t, append([]string{"--root", root}, args...)...) }
-	for range 3 {
+	text, err := os.ReadFile(filepath.Join(hello, "hello.c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 { // another module each time: to the very same one nothing goes back
+		write(t, hello, "hello.c", fmt.Sprintf("%sMODULE_INFO(mark, \"%d\");\n", text, i))
 		run("build", hello, "-k", rels[0])
-		changeByte(t, filepath.Join(hello, "hello.c"))
 	}
 	write(t, hello, "hello.c", "no C at all\n")
 	if r := kmodctl(t, "--root", root, "build", hello, "-k", rels[0]); r.code != exitBuild {
