@@ -68,6 +68,19 @@ func arrange(app *cli.App, argv []string) ([]string, error) {
 	return out, nil
 }
 
+// splitPackage takes NAME or NAME@VERSION apart. An empty version is not the newest one: remove
+// would take that.
+func splitPackage(arg string) (name, version string, err error) {
+	name, version, named := strings.Cut(arg, "@")
+	switch {
+	case name == "":
+		return "", "", usagef("the name of a package is empty (an unset variable?)")
+	case named && version == "":
+		return "", "", usagef("%s: the version is empty (an unset variable?)", arg)
+	}
+	return name, version, nil
+}
+
 func findFlag(flags []cli.Flag, name string) cli.Flag {
 	for _, f := range flags {
 		for _, n := range f.Names() {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -44,18 +45,25 @@ func (e *env) build(ctx context.Context, args, releases []string, install bool) 
 	if err := checkFolders(args); err != nil {
 		return err
 	}
-	kernels, lacking, err := e.buildable(releases)
-	if err != nil {
-		if len(args)+len(releases) > 0 || !e.nothingRegistered(ctx) {
-			return err
+	kernels, lacking, unfit := e.buildable(releases)
+	var unknown *kernel.NotFoundError
+	if errors.As(unfit, &unknown) {
+		return unfit
+	}
+	if unfit != nil && e.nothingRegistered(ctx) {
+		if len(args)+len(releases) > 0 {
+			return unfit
 		}
-		kernels, lacking = nil, nil // a machine without headers and without packages is well
+		kernels, lacking, unfit = nil, nil, nil // a machine without headers and without packages is well
 	}
 	reg, err := e.open(ctx, strings.TrimSpace("build "+strings.Join(args, " ")))
 	if err != nil {
 		return err
 	}
 	defer e.close(reg)
+	if unfit != nil { // what was cut off is finished all the same
+		return unfit
+	}
 	j := &job{env: e, reg: reg, failed: map[target]error{}, named: map[string]bool{}}
 	sources, err := j.sources(ctx, args)
 	if err != nil {
@@ -286,10 +294,10 @@ func (j *job) add(ctx context.Context, dir string) (registry.Source, error) {
 
 // source finds NAME or NAME@VERSION in the registry.
 func source(reg *registry.Registry, arg string) (registry.Source, error) {
-	if arg == "" || strings.HasPrefix(arg, "@") {
-		return registry.Source{}, usagef("the name of a package is empty (an unset variable?)")
+	name, version, err := splitPackage(arg)
+	if err != nil {
+		return registry.Source{}, err
 	}
-	name, version, _ := strings.Cut(arg, "@")
 	return reg.Source(name, version)
 }
 

@@ -41,9 +41,9 @@ type historyEntry struct {
 }
 
 func (e *env) history(ctx context.Context, arg, release string) error {
-	name, version, _ := strings.Cut(arg, "@")
-	if name == "" {
-		return usagef("history: the name of a package is empty")
+	name, version, err := splitPackage(arg)
+	if err != nil {
+		return err
 	}
 	reg, err := e.reader(ctx)
 	if err != nil {
@@ -54,16 +54,6 @@ func (e *env) history(ctx context.Context, arg, release string) error {
 	if err != nil {
 		return err
 	}
-	if len(attempts) == 0 {
-		if _, err := source(reg, arg); err != nil {
-			return err
-		}
-		if release != "" {
-			if _, err := kernel.Get(e.root, release); err != nil {
-				return err
-			}
-		}
-	}
 	all, err := entries(reg, attempts)
 	if err != nil {
 		return err
@@ -72,6 +62,16 @@ func (e *env) history(ctx context.Context, arg, release string) error {
 	for _, h := range all {
 		if version == "" || h.Version == version {
 			shown = append(shown, h)
+		}
+	}
+	if len(shown) == 0 {
+		if _, err := source(reg, arg); err != nil {
+			return err
+		}
+	}
+	if len(attempts) == 0 && release != "" {
+		if _, err := kernel.Get(e.root, release); err != nil {
+			return err
 		}
 	}
 	if e.json {

@@ -50,15 +50,15 @@ func cmdLog(e *env) *cli.Command {
 // buildLog prints the log of the last build of NAME or NAME@VERSION. A package that
 // was removed has its history still.
 func (e *env) buildLog(ctx context.Context, arg, release string) error {
-	if arg == "" || strings.HasPrefix(arg, "@") {
-		return usagef("log: the name of a package is empty")
+	name, version, err := splitPackage(arg)
+	if err != nil {
+		return err
 	}
 	reg, err := e.reader(ctx)
 	if err != nil {
 		return err
 	}
 	defer reg.Close()
-	name, version, _ := strings.Cut(arg, "@")
 	attempts, err := reg.Attempts(name, release, 0)
 	if err != nil {
 		return err
