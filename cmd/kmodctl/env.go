@@ -234,6 +234,20 @@ func (e *env) kernels(names []string) ([]kernel.Release, error) {
 	return all, nil
 }
 
+// checkKernels refuses a release that is misspelt: no kernel of this machine, and none of
+// those that the registry has rows for.
+func (e *env) checkKernels(names, known []string) error {
+	for _, name := range names {
+		if name != "" && slices.Contains(known, name) {
+			continue
+		}
+		if _, err := kernel.Get(e.root, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // running is the kernel that load and unload speak to.
 func (e *env) running() (string, error) {
 	if !e.root.IsHost() {

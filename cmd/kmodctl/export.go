@@ -14,6 +14,7 @@ import (
 	"slices"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"kmodctl/registry"
@@ -67,10 +68,7 @@ func (e *env) export(ctx context.Context, arg string, releases []string, file st
 	if file == "" {
 		file = src.Name + "-" + src.Version + ".kmodctl.tar"
 	}
-	built := []string{}
-	for _, a := range as {
-		built = append(built, a.Release)
-	}
+	built := orEmpty(builtFor(as))
 	if e.dryRun {
 		e.would("export %s %s for %s to %s", src.Name, src.Version, count(len(as), "kernel"), file)
 	}
@@ -124,10 +122,21 @@ func (e *env) exportable(reg *registry.Registry, src registry.Source, releases [
 	}
 	for _, release := range releases {
 		if !slices.ContainsFunc(as, func(a registry.Artifact) bool { return a.Release == release }) {
+			if err := e.checkKernels([]string{release}, builtFor(all)); err != nil {
+				return nil, err
+			}
 			return nil, notBuilt{"export", src.Name, []string{release}}
 		}
 	}
 	return as, nil
+}
+
+// builtFor are the kernels that artifacts are for.
+func builtFor(as []registry.Artifact) (releases []string) {
+	for _, a := range as {
+		releases = append(releases, a.Release)
+	}
+	return releases
 }
 
 // madeOf reports whether an artifact is of the source as it is now.
@@ -179,5 +188,16 @@ func writeWhole(file string, write func(io.Writer) error) (err error) {
 	if err := errors.Join(write(f), f.Sync(), f.Close()); err != nil {
 		return errors.Join(err, dir.Remove(temp))
 	}
-	return dir.Rename(temp, filepath.Base(file))
+	if err := dir.Rename(temp, filepath.Base(file)); err != nil {
+		return err
+	}
+	names, err := dir.Open(".")
+	if err != nil {
+		return err
+	}
+	defer names.Close()
+	if err := names.Sync(); err != nil && !errors.Is(err, unix.EINVAL) { // some file systems know no fsync of a folder
+		return err
+	}
+	return nil
 }

@@ -115,7 +115,7 @@ func exportImportRefuse(t *testing.T, from, to, file, release string) {
 		code int
 		want string
 	}{
-		{[]string{"--root", from, "export", "hello", "-k", "9.9.9", "-o", link + ".new"}, exitFailed, "export hello: not built for 9.9.9"},
+		{[]string{"--root", from, "export", "hello", "-k", "9.9.9", "-o", link + ".new"}, exitNotFound, `find kernel release "9.9.9": no such kernel`},
 		{[]string{"--root", from, "export", "hello", "-o", link}, exitFailed, "not a regular file"},
 		{[]string{"--root", from, "export", "helo", "-o", link}, exitNotFound, "hello (the nearest name)"},
 		{[]string{"--root", from, "--json", "export", "hello", "-o", "-"}, exitUsage, "both want standard output"},

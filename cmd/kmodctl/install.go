@@ -9,7 +9,6 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"kmodctl/internal/kernel"
 	"kmodctl/registry"
 )
 
@@ -138,6 +137,13 @@ func (e *env) uninstall(ctx context.Context, args, releases []string) error {
 	if err != nil {
 		return err
 	}
+	var known []string
+	for _, i := range installs {
+		known = append(known, i.Release)
+	}
+	if err := e.checkKernels(releases, known); err != nil {
+		return err
+	}
 	byRelease := map[string][]string{}
 	for _, arg := range args {
 		src, err := source(reg, arg)
@@ -152,11 +158,6 @@ func (e *env) uninstall(ctx context.Context, args, releases []string) error {
 		}
 	}
 	if len(byRelease) == 0 {
-		for _, k := range releases {
-			if _, err := kernel.Get(e.root, k); err != nil {
-				return err // a misspelled release is no success
-			}
-		}
 		e.say("nothing to do: %s not installed", strings.Join(args, ", "))
 	}
 	j := &job{env: e, reg: reg}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"kmodctl/internal/kernel"
 	"kmodctl/registry"
 )
 
@@ -46,6 +45,9 @@ func (e *env) listPins(ctx context.Context, releases []string) error {
 	if err != nil {
 		return err
 	}
+	if err := e.checkKernels(releases, pinnedFor(pins)); err != nil {
+		return err
+	}
 	pins = slices.DeleteFunc(pins, func(p registry.Pin) bool {
 		return len(releases) > 0 && p.Release != "" && !slices.Contains(releases, p.Release)
 	})
@@ -65,6 +67,14 @@ func (e *env) listPins(ctx context.Context, releases []string) error {
 		t.row(p.Package, p.Version, everyKernel(p.Release), which)
 	}
 	return t.flush()
+}
+
+// pinnedFor are the kernels that have a pin of their own.
+func pinnedFor(pins registry.Pins) (releases []string) {
+	for _, p := range pins {
+		releases = append(releases, p.Release)
+	}
+	return releases
 }
 
 // everyKernel names the kernels that a pin is for.
@@ -179,15 +189,13 @@ func (e *env) unpin(ctx context.Context, arg string, releases []string) error {
 	if err != nil {
 		return err
 	}
+	if err := e.checkKernels(releases, pinnedFor(pins)); err != nil {
+		return err
+	}
 	pins = slices.DeleteFunc(pins, func(p registry.Pin) bool {
 		return p.Package != name || version != "" && p.Version != version || len(releases) > 0 && !slices.Contains(releases, p.Release)
 	})
 	if len(pins) == 0 {
-		for _, r := range releases {
-			if _, err := kernel.Get(e.root, r); err != nil {
-				return err // a misspelled release is no success
-			}
-		}
 		e.say("nothing to do: %s is not pinned", arg)
 	}
 	for _, p := range pins {
