@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"slices"
 	"time"
 )
@@ -41,20 +42,29 @@ type Litter struct {
 // unfinished command would install; what a rollback would take; what a pin holds;
 // what was imported; for every kernel that is here, the newest artifact of each
 // version that is registered; and everything for a kernel that is gone, for as long as
-// grace, counted from when a writer first found it gone. A pin for every kernel holds nothing for
+// grace, counted from when a writer first found it gone (for none, when that is 0, whatever the clock says). A pin for every kernel holds nothing for
 // those gone longer. Sources always stay.
-func (r *Registry) PlanGC(now time.Time, grace time.Duration) (GC, error) {
+func (r *Registry) PlanGC(ctx context.Context, now time.Time, grace time.Duration) (GC, error) {
 	if r.tree == nil { // there is no registry
 		return GC{}, nil
 	}
-	plan, err := r.planGC(r.db, now, grace)
+	plan, err := r.planGC(ctx, r.db, goneBy(now, grace))
 	if err != nil {
 		return GC{}, fmt.Errorf("plan garbage collection: %w", err)
 	}
 	return plan, nil
 }
 
-func (r *Registry) planGC(q queryer, now time.Time, grace time.Duration) (GC, error) {
+// goneBy is when a kernel must have been gone for its grace to be over. Without a grace no
+// clock is asked: it may have been ahead when the kernel went.
+func goneBy(now time.Time, grace time.Duration) time.Time {
+	if grace == 0 {
+		return time.Unix(0, math.MaxInt64)
+	}
+	return now.Add(-grace)
+}
+
+func (r *Registry) planGC(ctx context.Context, q queryer, then time.Time) (GC, error) {
 	var plan GC
 	sizes, err := r.blobSizes()
 	if err != nil {
@@ -64,7 +74,10 @@ func (r *Registry) planGC(q queryer, now time.Time, grace time.Duration) (GC, er
 	if err != nil {
 		return plan, err
 	}
-	k, err := readKeeper(q, now, grace, r.candidates(refs, sizes))
+	k, err := readKeeper(q, then, r.candidates(ctx, refs, sizes))
+	if err == nil && ctx.Err() != nil { // what could not be read is no damage
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		return plan, err
 	}
@@ -148,7 +161,7 @@ type candidates struct {
 	sound   func(modules []string) bool // reads them
 }
 
-func (r *Registry) candidates(refs []blobRef, sizes map[string]int64) candidates {
+func (r *Registry) candidates(ctx context.Context, refs []blobRef, sizes map[string]int64) candidates {
 	c := candidates{modules: map[string][]string{}}
 	for _, ref := range refs {
 		if ref.module {
@@ -159,7 +172,7 @@ func (r *Registry) candidates(refs []blobRef, sizes map[string]int64) candidates
 		return !slices.ContainsFunc(modules, func(d string) bool { _, here := sizes[d]; return !here })
 	}
 	c.sound = func(modules []string) bool {
-		return !slices.ContainsFunc(modules, func(d string) bool { return r.checkBlob(context.Background(), d) != nil })
+		return !slices.ContainsFunc(modules, func(d string) bool { return r.checkBlob(ctx, d) != nil })
 	}
 	return c
 }
@@ -198,7 +211,7 @@ type keeper struct {
 	longGone   map[string]bool // those, for longer than the grace
 }
 
-func readKeeper(q queryer, now time.Time, grace time.Duration, c candidates) (*keeper, error) {
+func readKeeper(q queryer, then time.Time, c candidates) (*keeper, error) {
 	k := &keeper{
 		newest: map[keptRow]string{}, registered: map[[2]string]bool{}, installed: map[string]bool{},
 		fallback: map[string]bool{}, gone: map[string]bool{}, longGone: map[string]bool{},
@@ -229,7 +242,7 @@ func readKeeper(q queryer, now time.Time, grace time.Duration, c candidates) (*k
 	for _, g := range kernels {
 		k.gone[g.Release] = !g.Gone.IsZero()
 		// A clock that was set back since makes it longer.
-		k.longGone[g.Release] = k.gone[g.Release] && now.Sub(g.Gone) >= grace
+		k.longGone[g.Release] = k.gone[g.Release] && !g.Gone.After(then)
 	}
 	return k, err
 }
@@ -302,10 +315,11 @@ func (k *keeper) why(a keptRow) string {
 func (r *Registry) CollectGarbage(ctx context.Context, now time.Time, grace time.Duration) (GC, error) {
 	var plan GC
 	err := r.write(func(tx *sql.Tx) (err error) {
-		if plan, err = r.planGC(tx, now, grace); err != nil || ctx.Err() != nil {
+		then := goneBy(now, grace)
+		if plan, err = r.planGC(ctx, tx, then); err != nil || ctx.Err() != nil {
 			return cmp.Or(err, context.Cause(ctx))
 		}
-		return dropRows(tx, plan, now.Add(-grace))
+		return dropRows(tx, plan, then)
 	})
 	if err == nil {
 		err = r.dropUnnamed()

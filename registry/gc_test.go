@@ -119,9 +119,10 @@ func TestGCRules(t *testing.T) {
 		{"within the grace", month - time.Hour, month, now},
 		{"after the grace", month + time.Hour, month, later},
 		{"without grace", 0, 0, later},
+		{"without grace, the clock was set back", -10 * 365 * 24 * time.Hour, 0, later},
 		{"the clock was set back", -10 * 365 * 24 * time.Hour, month, now},
 	} {
-		gc, err := r.PlanGC(time.Now().Add(tt.at), tt.grace)
+		gc, err := r.PlanGC(t.Context(), time.Now().Add(tt.at), tt.grace)
 		must(t, err)
 		got := gc.lines()
 		slices.Sort(got)
@@ -151,7 +152,7 @@ func TestCollectGarbage(t *testing.T) {
 	rows := mustInstalls(t, r)
 	later := time.Now().Add(2 * month)
 	before := total(t, r)
-	plan, err := r.PlanGC(later, month)
+	plan, err := r.PlanGC(t.Context(), later, month)
 	must(t, err)
 	if b := plan.Blobs; len(b) != 2 || !slices.ContainsFunc(b, func(l Litter) bool { return l.Digest == failed && strings.HasPrefix(l.Why, "log of") }) {
 		t.Errorf("blobs: %+v", b)
@@ -161,7 +162,7 @@ func TestCollectGarbage(t *testing.T) {
 	if after := total(t, r); before-after != gc.Bytes || gc.Bytes != plan.Bytes || gc.Bytes == 0 || !slices.Equal(gc.lines(), plan.lines()) {
 		t.Errorf("%d bytes became free, planned were %d, told %d", before-after, plan.Bytes, gc.Bytes)
 	}
-	if again, err := r.PlanGC(later, month); err != nil || len(again.Artifacts)+len(again.Blobs) > 0 || again.Bytes != 0 {
+	if again, err := r.PlanGC(t.Context(), later, month); err != nil || len(again.Artifacts)+len(again.Blobs) > 0 || again.Bytes != 0 {
 		t.Errorf("a second one: %+v %v", again, err)
 	}
 	if now, err := r.Attempts("", "", 0); err != nil || len(now) != len(history) {
@@ -192,7 +193,7 @@ func TestCollectGarbage(t *testing.T) {
 func TestGCCutOff(t *testing.T) {
 	r, _ := garden(t)
 	later := time.Now().Add(2 * month)
-	plan, err := r.PlanGC(later, month)
+	plan, err := r.PlanGC(t.Context(), later, month)
 	must(t, err)
 	before := total(t, r)
 	must(t, r.write(func(tx *sql.Tx) error { return dropRows(tx, plan, later.Add(-month)) }))
@@ -209,7 +210,7 @@ func TestGCCutOff(t *testing.T) {
 // What an unfinished command would install, or put back, stays.
 func TestGCKeepsIntents(t *testing.T) {
 	r, _ := garden(t)
-	plan, err := r.PlanGC(time.Now(), month)
+	plan, err := r.PlanGC(t.Context(), time.Now(), month)
 	must(t, err)
 	at := Install{Release: release, Package: "net", Artifact: plan.Artifacts[0].Digest}
 	must(t, r.write(func(tx *sql.Tx) error {
@@ -220,7 +221,7 @@ func TestGCKeepsIntents(t *testing.T) {
 		_, err = tx.Exec(`INSERT INTO intent (release, done, body) VALUES (?, 0, ?)`, release, string(body))
 		return err
 	}))
-	next, err := r.PlanGC(time.Now(), month)
+	next, err := r.PlanGC(t.Context(), time.Now(), month)
 	must(t, err)
 	if len(next.Artifacts) != len(plan.Artifacts)-1 || next.Artifacts[0].Digest == at.Artifact {
 		t.Errorf("with an intent: %v, without: %v", next.lines(), plan.lines())
@@ -242,7 +243,7 @@ func TestGCKeepsThePastOfIntents(t *testing.T) {
 		_, err := tx.Exec(`INSERT INTO intent (release, done, body) VALUES (?, 0, ?)`, release, string(body))
 		return err
 	}))
-	plan, err := r.PlanGC(time.Now(), month)
+	plan, err := r.PlanGC(t.Context(), time.Now(), month)
 	must(t, err)
 	equal(t, "garbage", plan.lines(), nil)
 }
@@ -260,7 +261,7 @@ func TestGCKeepsWhatRollbackTakes(t *testing.T) {
 		if want == "2" {
 			flipBit(t, r.BlobPath(as[1].Modules[0].Digest))
 		}
-		plan, err := r.PlanGC(time.Now(), month)
+		plan, err := r.PlanGC(t.Context(), time.Now(), month)
 		must(t, err)
 		equal(t, "garbage", plan.lines(), []string{"net@" + want + " " + release + ": the version is not registered any more"})
 	}
@@ -276,6 +277,9 @@ func TestCollectGarbageCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	before := total(t, r)
+	if _, err := r.PlanGC(ctx, time.Now(), 0); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
 	if _, err := r.CollectGarbage(ctx, time.Now(), 0); !errors.Is(err, context.Canceled) || total(t, r) != before {
 		t.Errorf("cancelled: %v, %d bytes of %d are left", err, total(t, r), before)
 	}

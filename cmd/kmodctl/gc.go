@@ -44,7 +44,7 @@ func (e *env) gc(ctx context.Context, grace time.Duration) error {
 	defer e.close(reg)
 	var gc registry.GC
 	if e.dryRun {
-		gc, err = reg.PlanGC(time.Now(), grace)
+		gc, err = reg.PlanGC(ctx, time.Now(), grace)
 	} else {
 		gc, err = reg.CollectGarbage(ctx, time.Now(), grace)
 	}
