@@ -52,8 +52,8 @@ func cmdRemove(e *env) *cli.Command {
 		Name:      "remove",
 		Usage:     "uninstall a package everywhere and forget its source and artifacts",
 		ArgsUsage: "NAME|NAME@VERSION",
-		Description: examples("Of a NAME alone every version. Nothing is unloaded: what is live stays so until it is\n"+
-			"unloaded or the machine reboots. The history of builds and installs is kept.",
+		Description: examples("Of a NAME alone every version. Pins at what is removed go with it. Nothing is unloaded: what is live\n"+
+			"stays so until it is unloaded or the machine reboots. The history of builds and installs is kept.",
 			"kmodctl remove hello", "kmodctl remove hello@1.0.0"),
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
@@ -80,12 +80,19 @@ func (e *env) remove(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
+	pins, err := reg.Pins()
+	if err != nil {
+		return err
+	}
 	if e.dryRun {
 		for _, src := range sources {
 			for _, release := range releasesOf(installs, src.Name, src.Version) {
 				e.would("uninstall %s %s for %s", src.Name, src.Version, release)
 			}
 			e.would("remove %s %s", src.Name, src.Version)
+			if held := heldFor(pins, src); held != "" {
+				e.would("unpin %s from %s for %s", src.Name, src.Version, held)
+			}
 		}
 		return e.removed(sources, nil)
 	}
@@ -105,8 +112,22 @@ func (e *env) remove(ctx context.Context, arg string) error {
 	}
 	for _, src := range sources {
 		e.changed("removed %s %s", src.Name, src.Version)
+		if held := heldFor(pins, src); held != "" {
+			e.changed("unpinned %s from %s for %s", src.Name, src.Version, held)
+		}
 	}
 	return e.removed(sources, changes)
+}
+
+// heldFor names the kernels for which a package is pinned at this version.
+func heldFor(pins registry.Pins, src registry.Source) string {
+	var kernels []string
+	for _, p := range pins {
+		if p.Package == src.Name && p.Version == src.Version {
+			kernels = append(kernels, everyKernel(p.Release))
+		}
+	}
+	return strings.Join(kernels, ", ")
 }
 
 // removed prints the document of remove.

@@ -82,6 +82,7 @@ func TestHints(t *testing.T) {
 		{notBuilt{name: "hello"}, "kmodctl build hello"},
 		{&registry.ExistsError{Name: "hello", Version: "1"}, "kmodctl remove hello@1"},
 		{&registry.PackageError{Package: "b", Err: &registry.OwnedError{Module: "m", Owner: "a"}}, "kmodctl uninstall a"},
+		{&registry.PackageError{Package: "hello", Err: fmt.Errorf("module hello: %w", unix.ENOENT)}, "kmodctl repair"},
 		{&build.Error{Package: "hello", Err: unix.ENOSPC}, "make room"},
 		{rollbackFailed{unix.EIO, "hello", "6.1.0"}, "kmodctl rollback hello -k 6.1.0"},
 		{rollbackFailed{unix.ENOSPC, "hello", "6.1.0"}, "make room, then kmodctl rollback hello -k 6.1.0"},
@@ -90,6 +91,9 @@ func TestHints(t *testing.T) {
 		if got := strings.Join(hints(c.err), "\n"); !strings.Contains(got, c.want) {
 			t.Errorf("%v: hints %q, want %q", c.err, got, c.want)
 		}
+	}
+	if got := hints(unix.EPERM); (len(got) > 0) != (os.Getuid() != 0) {
+		t.Errorf("for uid %d: hints %q", os.Getuid(), got)
 	}
 	// What the kernel answers means other things than what a file system answers.
 	for _, errno := range []unix.Errno{unix.ENOSPC, unix.EROFS, unix.EACCES} {

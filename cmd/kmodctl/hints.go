@@ -73,6 +73,7 @@ func hints(err error) []string {
 		inUse    *loader.InUseError
 		damaged  *registry.CorruptError
 		owned    *registry.OwnedError
+		one      *registry.PackageError
 		newer    newerOriginal
 		pinned   otherPin
 		first    *registry.NoPreviousError
@@ -160,7 +161,9 @@ func hints(err error) []string {
 		return []string{"apt install make gcc"}
 	case errors.Is(err, unix.EROFS):
 		return []string{"mount the file system read-write, or build without installing: --no-install"}
-	case errors.Is(err, fs.ErrPermission):
+	case errors.As(err, &one) && errors.Is(err, fs.ErrNotExist): // a blob that is gone
+		return []string{"kmodctl repair (kmodctl verify shows all that is damaged)"}
+	case errors.Is(err, fs.ErrPermission) && os.Getuid() != 0: // root may have more against it than its name
 		return []string{"run it as root: sudo kmodctl ..."}
 	}
 	return nil
