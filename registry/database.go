@@ -210,15 +210,27 @@ func migrate(tx *sql.Tx, from, version string) error {
 // damage makes a *DamagedError of what SQLite says of a file that is no database,
 // or is not whole.
 func damage(file string, err error) error {
-	const generic, corrupt, full, notADB = 1, 11, 13, 26 // generic: a table is not there
+	const generic, corrupt, notADB = 1, 11, 26 // generic: a table is not there
+	var e *sqlite.Error
+	if errors.As(err, &e) && slices.Contains([]int{generic, corrupt, notADB}, e.Code()&0xff) {
+		return &DamagedError{Path: file, Err: err}
+	}
+	return inFile(file, err)
+}
+
+// inFile says where it was that SQLite failed, and makes ENOSPC of its words for a full disk.
+func inFile(file string, err error) error {
+	const full, shmSize = 13, 10 | 19<<8
 	var e *sqlite.Error
 	if !errors.As(err, &e) {
 		return err
 	}
-	switch e.Code() & 0xff {
-	case generic, corrupt, notADB:
-		return &DamagedError{Path: file, Err: err}
-	case full:
+	var disk unix.Statfs_t
+	switch {
+	case e.Code()&0xff == full:
+		err = unix.ENOSPC
+	// It does not say why -shm cannot grow.
+	case e.Code() == shmSize && unix.Statfs(filepath.Dir(file), &disk) == nil && disk.Bavail == 0:
 		err = unix.ENOSPC
 	}
 	return fmt.Errorf("%s: %w", file, err)
@@ -283,7 +295,7 @@ func makeDB(ctx context.Context, dir, version string) error {
 	}
 	db := connect(file, "rw")
 	_, err := db.ExecContext(ctx, "BEGIN;"+schema+`INSERT INTO meta VALUES ('schema', ?), ('kmodctl', ?); COMMIT`, schemaVersion, version)
-	return errors.Join(err, db.Close())
+	return inFile(file, errors.Join(err, db.Close()))
 }
 
 // placeDB gives the three files of a database that was made in dir their place.

@@ -59,10 +59,11 @@ func (r *Registry) rebuild(ctx context.Context, version string, manifest Manifes
 	if err := makeDB(ctx, dir, version); err != nil {
 		return nil, err
 	}
-	fresh := connect(filepath.Join(dir, dbFile), "rw")
+	file := filepath.Join(dir, dbFile)
+	fresh := connect(file, "rw")
 	err = transact(fresh, func(tx *sql.Tx) error { b.tx = tx; return b.fill(ctx) })
 	if err := errors.Join(err, fresh.Close()); err != nil {
-		return nil, err
+		return nil, inFile(file, err)
 	}
 	if told, err = r.setAside(); err != nil {
 		return nil, err

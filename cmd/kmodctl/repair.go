@@ -52,7 +52,11 @@ func (e *env) repair(ctx context.Context) error {
 		return err
 	}
 	if r.reg != nil { // nil: a dry run on a damaged database
-		defer func() { e.close(r.reg) }()
+		defer func() {
+			if r.reg != nil { // nil: it could not be made anew
+				e.close(r.reg)
+			}
+		}()
 		// What the first round builds may leave an artifact behind that nothing needs.
 		for more, rounds := true, 0; more && rounds < 3; rounds++ {
 			if more, err = r.mendAll(ctx); err != nil {
@@ -144,7 +148,9 @@ func (r *repairer) mendAll(ctx context.Context) (more bool, err error) {
 	}
 	if i := slices.IndexFunc(drifts, func(d registry.Drift) bool { return d.Object == registry.ObjectDatabase }); i >= 0 {
 		if !r.dryRun {
-			if err := r.reg.Close(); err != nil {
+			err := r.reg.Close()
+			r.reg = nil
+			if err != nil {
 				return false, err
 			}
 		}
