@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -161,10 +162,9 @@ func (b *rebuilder) fill(ctx context.Context) error {
 	}
 	for _, step := range []func() error{
 		func() error { return b.putRecords(found.records) },
-		func() error {
-			return b.salvage("source", "name, version, digest, origin, added, manifest, files", b.saneSource)
-		},
+		func() error { return b.salvageSources(false) },
 		func() error { return b.putSources(found.sources) },
+		func() error { return b.salvageSources(true) },
 		func() error { return b.salvage("kernel", "release, stamp, gone", isRelease) },
 		func() error { return b.salvage("inputs", "hash, inputs", saneInputs) },
 		func() error {
@@ -284,14 +284,22 @@ func (b *rebuilder) saneIntent(row []any) bool {
 	return !slices.ContainsFunc(slices.Concat(in.Before, in.Target), bad)
 }
 
+// salvageSources takes over the rows of sources whose archives are whole, or of those that are lost.
+func (b *rebuilder) salvageSources(lost bool) error {
+	return b.salvage("source", "name, version, digest, origin, added, manifest, files", func(row []any) bool { return b.saneSource(row, lost) })
+}
+
 // saneSource compares a row with its archive, or with itself when that is lost too.
-func (b *rebuilder) saneSource(row []any) bool {
+func (b *rebuilder) saneSource(row []any, lost bool) bool {
 	s := Source{Name: text(row, 0), Version: text(row, 1), Digest: text(row, 2), Manifest: text(row, 5)}
 	if checkDigest(s.Digest) != nil || json.Unmarshal([]byte(text(row, 6)), &s.Files) != nil {
 		return false
 	}
 	files, top, err := b.readSource(s.Digest)
-	if err != nil {
+	if (err != nil) != lost {
+		return false
+	}
+	if lost {
 		files, top = s.Files, map[string]string{}
 		for _, f := range files { // which of them is the manifest tells its sha256
 			if checkManifest([]File{f}, s.Manifest) == nil {
@@ -466,44 +474,119 @@ func (b *rebuilder) adoptAll() error {
 	return nil
 }
 
+// adopt makes rows of the modules of a release that have none. A file that is another
+// artifact's than its row says is of a change that the rows know nothing of: an intent goes on
+// with it, or takes it back.
 func (b *rebuilder) adopt(m *modules) error {
+	rows, err := installRows(b.tx, m.release)
+	if err != nil {
+		return err
+	}
 	names, err := readNames(m.tree, ourDir)
 	if err != nil {
 		return err
 	}
 	slices.Sort(names)
-	adopted := map[string]bool{}
+	here := map[string]Install{}     // by file; only Digest and Mtime
+	strays := map[string][]Install{} // files that have no row which is right, by package
 	for _, name := range names {
-		digest, _, err := m.digest(name)
+		digest, mtime, err := m.digest(name)
 		if err != nil {
 			continue
 		}
-		a, ok := owner(b.byAge, m.release, name, digest)
-		if !ok {
+		here[name] = Install{Digest: digest, Mtime: mtime}
+		right := func(i Install) bool { return i.Path == m.path(name) && i.Digest == digest }
+		if a, ok := owner(b.byAge, m.release, name, digest); ok && !slices.ContainsFunc(rows, right) {
+			for _, i := range m.rowsOf(a, here) {
+				if i.Path == m.path(name) {
+					strays[a.Package] = append(strays[a.Package], i)
+				}
+			}
+		}
+	}
+	in := intent{Release: m.release, Op: OpInstall}
+	adopted := map[string]bool{}
+	for _, pkg := range slices.Sorted(maps.Keys(strays)) {
+		had := slices.DeleteFunc(slices.Clone(rows), func(i Install) bool { return i.Package != pkg })
+		target := m.rowsOf(b.standing(pkg, m.release, had, here), here)
+		other := func(i Install) bool {
+			same := func(t Install) bool { return t.Path == i.Path }
+			return !slices.ContainsFunc(slices.Concat(had, target), same)
+		}
+		had = append(had, slices.DeleteFunc(strays[pkg], func(i Install) bool { return !other(i) })...)
+		for _, i := range target {
+			adopted[i.Module] = true
+		}
+		if len(had) > 0 {
+			in.Packages, in.Before, in.Target = append(in.Packages, pkg), append(in.Before, had...), append(in.Target, target...)
 			continue
 		}
-		for _, mod := range a.Modules { // a file of it that is not here is missing
-			digest, mtime, err := m.digest(mod.File)
-			if err != nil || digest != mod.Digest {
-				mtime = 0
-			}
+		for _, i := range target {
 			if err := b.insert("install", "release, module, path, package, version, artifact, digest, size, at, mtime",
-				m.release, mod.Name, m.path(mod.File), a.Package, a.Version, a.Digest, mod.Digest, mod.Size, time.Now().UnixNano(), mtime); err != nil {
+				i.Release, i.Module, i.Path, i.Package, i.Version, i.Artifact, i.Digest, i.Size, i.At.UnixNano(), i.Mtime); err != nil {
 				return err
 			}
-			adopted[mod.Name] = true
 		}
 	}
-	shadowed, err := m.findOriginals(adopted)
-	if err != nil {
+	if in.Originals, err = m.findOriginals(adopted); err != nil {
 		return err
 	}
-	for _, o := range shadowed {
+	for _, o := range in.Originals {
 		if err := b.insert("original", "release, module, path, digest, size", o.Release, o.Module, o.Path, o.Digest, o.Size); err != nil {
 			return err
 		}
 	}
-	return nil
+	if len(in.Packages) == 0 {
+		return nil
+	}
+	body, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	return b.insert("intent", "release, done, body", in.Release, 0, string(body))
+}
+
+// rowsOf are the rows of an artifact whose files are those that are here, or missing.
+func (m *modules) rowsOf(a Artifact, here map[string]Install) (rows []Install) {
+	for _, mod := range a.Modules {
+		i := Install{Release: m.release, Module: mod.Name, Path: m.path(mod.File), Package: a.Package, Version: a.Version,
+			Artifact: a.Digest, Digest: mod.Digest, Size: mod.Size, At: time.Now()}
+		if file := here[mod.File]; file.Digest == mod.Digest {
+			i.Mtime = file.Mtime
+		}
+		rows = append(rows, i)
+	}
+	return rows
+}
+
+// standing is the artifact of a package that is installed: the one whose files are all here,
+// of several the one with the most; else the one that rows name; else the newest that has a file here.
+func (b *rebuilder) standing(pkg, release string, rows []Install, here map[string]Install) Artifact {
+	var named, whole, part Artifact
+	for _, a := range b.byAge {
+		if a.Package != pkg || a.Release != release {
+			continue
+		}
+		if slices.ContainsFunc(rows, func(i Install) bool { return i.Artifact == a.Digest }) {
+			named = a
+		}
+		absent := func(m Module) bool { return here[m.File].Digest != m.Digest }
+		switch {
+		case !slices.ContainsFunc(a.Modules, absent):
+			if len(a.Modules) > len(whole.Modules) || len(a.Modules) == len(whole.Modules) && whole.Digest != named.Digest {
+				whole = a
+			}
+		case slices.ContainsFunc(a.Modules, func(m Module) bool { return !absent(m) }):
+			part = a
+		}
+	}
+	switch {
+	case whole.Digest != "":
+		return whole
+	case named.Digest != "":
+		return named
+	}
+	return part
 }
 
 // owner finds the newest artifact for a release that has a file of that name and digest.

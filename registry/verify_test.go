@@ -291,6 +291,63 @@ func execute(t *testing.T, file, query string) {
 	must(t, errors.Join(err, db.Close()))
 }
 
+// Commits that are lost with the log leave rows of a time before the files: what is installed
+// whole stays, and what a change had only begun with is taken back.
+func TestRebuildWithOldRows(t *testing.T) {
+	tests := []struct {
+		name      string
+		old, gone []string // files that are as they were before net 3, and that are not there
+		want      []string
+	}{
+		{"a whole upgrade", nil, nil, []string{"net=3", "net_new=3"}},
+		{"the old module has not gone", []string{"net-extra.ko"}, nil, []string{"net=3", "net_new=3"}},
+		{"the new module has not come", []string{"net-extra.ko"}, []string{"net-new.ko"}, []string{"net=2", "net_extra=2"}},
+		{"only the new module has come", []string{"net-extra.ko", "net.ko"}, nil, []string{"net=2", "net_extra=2"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir, _, root := store(t)
+			blobs := blobsOf(t, dir)
+			before, err := os.ReadFile(filepath.Join(dir, dbFile))
+			must(t, err)
+			w := writer(t, dir, root)
+			_, err = w.Install(t.Context(), release, []Artifact{mustPut(t, w, "net", "3", "net=3", "net_new=x3")})
+			must(t, errors.Join(err, w.Close()))
+			for _, suffix := range dbSuffixes {
+				must(t, os.Remove(filepath.Join(dir, dbFile+suffix)))
+			}
+			must(t, os.WriteFile(filepath.Join(dir, dbFile), before, 0o644))
+			ours := filepath.Join(string(root), modulesPath(release), ourDir)
+			for _, file := range tt.old {
+				text, err := os.ReadFile(blobs[file+" of net 2 for "+release])
+				must(t, errors.Join(err, os.WriteFile(filepath.Join(ours, file), text, 0o644)))
+			}
+			for _, file := range tt.gone {
+				must(t, os.Remove(filepath.Join(ours, file)))
+			}
+			w = mustRebuild(t, dir, root)
+			equal(t, "installed", installed(t, w, root), tt.want)
+			equal(t, "verify", drifts(t, w, root), nil)
+		})
+	}
+}
+
+// A source that was added again is the one whose archive is there, whatever an old row says.
+func TestRebuildWithOldSource(t *testing.T) {
+	dir, _, root := store(t)
+	before, err := os.ReadFile(filepath.Join(dir, dbFile))
+	must(t, err)
+	w := writer(t, dir, root)
+	added, _, err := w.AddSource(t.Context(), tree(t, "kmod.toml=net 2", "a.c=int b;"), "net", "2", "net 2")
+	must(t, errors.Join(err, w.Close()))
+	must(t, os.WriteFile(filepath.Join(dir, dbFile), before, 0o644))
+	w = mustRebuild(t, dir, root)
+	if now, err := w.Source("net", "2"); err != nil || now.Digest != added.Digest {
+		t.Errorf("source %s, %v; want %s", now.Digest, err, added.Digest)
+	}
+	equal(t, "verify", drifts(t, w, root), nil)
+}
+
 // A pin of a build that is lost becomes one of its version: it would hold back every
 // other build for good.
 func TestRebuildPins(t *testing.T) {
