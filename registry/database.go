@@ -250,6 +250,8 @@ func (r *Registry) writerDB(ctx context.Context, version string) (*sql.DB, error
 		}
 	} else if err != nil {
 		return nil, err
+	} else if err := r.checkWhole(); err != nil {
+		return nil, err
 	}
 	return openMigrated(ctx, file, version)
 }

@@ -3,8 +3,10 @@ package registry
 import (
 	"context"
 	"database/sql"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -35,6 +37,9 @@ func patiently(read func() error) (err error) {
 
 // readerDB opens the database for reading, or a private copy where SQLite would refuse to.
 func (r *Registry) readerDB(ctx context.Context) (*sql.DB, error) {
+	if err := r.checkWhole(); err != nil {
+		return nil, err
+	}
 	if r.logIsHeadOnly() {
 		return r.openSnapshot(ctx)
 	}
@@ -51,9 +56,58 @@ func (r *Registry) readerDB(ctx context.Context) (*sql.DB, error) {
 // and fails with SQLITE_PROTOCOL: walIndexRecover takes the salts from a longer log only,
 // walBeginShmUnreliable compares them with those of the file (SQLite's wal.c).
 func (r *Registry) logIsHeadOnly() bool {
-	const head = 32 // WAL_HDRSIZE
 	info, err := r.tree.Stat(dbFile + "-wal")
-	return err == nil && info.Size() == head
+	return err == nil && info.Size() == logHead
+}
+
+const logHead = 32 // WAL_HDRSIZE
+
+// checkWhole returns a *DamagedError when SQLite would open the database, and yet it lacks what
+// was committed: its log has lost its head, or a rebuild was cut off.
+func (r *Registry) checkWhole() error {
+	if r.asideName() != "" {
+		return &DamagedError{filepath.Join(r.dir, dbFile), errors.New("it was being made anew, which was cut off")}
+	}
+	// A writer that begins the log again may be met as it writes the head.
+	for wait := time.Millisecond; !r.logHasHead(); wait *= 2 {
+		if wait > 64*time.Millisecond {
+			return &DamagedError{filepath.Join(r.dir, dbFile+"-wal"), errors.New("it does not begin as SQLite's logs do")}
+		}
+		time.Sleep(wait)
+	}
+	return nil
+}
+
+// logHasHead reports whether SQLite knows the log for one. It takes any other for an empty
+// one, and what was committed is lost. A crash leaves no such log: the head is on the disk before
+// the first frame is written.
+func (r *Registry) logHasHead() bool {
+	f, err := r.tree.Open(dbFile + "-wal")
+	if err != nil {
+		return true // SQLite says why
+	}
+	defer f.Close()
+	head := make([]byte, logHead+1)
+	if _, err := io.ReadFull(f, head); err != nil {
+		return true // there is no frame in it
+	}
+	return isLogHead(head[:logHead])
+}
+
+// isLogHead compares the magic number and the checksum (walIndexRecover, walChecksumBytes in SQLite's wal.c).
+func isLogHead(head []byte) bool {
+	const magic = 0x377f0682 // the last bit says in which order the words were summed
+	first := binary.BigEndian.Uint32(head)
+	var order binary.ByteOrder = binary.LittleEndian
+	if first&1 != 0 {
+		order = binary.BigEndian
+	}
+	var s1, s2 uint32
+	for i := 0; i < 24; i += 8 {
+		s1 += order.Uint32(head[i:]) + s2
+		s2 += order.Uint32(head[i+4:]) + s1
+	}
+	return first&^1 == magic && s1 == binary.BigEndian.Uint32(head[24:]) && s2 == binary.BigEndian.Uint32(head[28:])
 }
 
 // openSnapshot opens a copy of the database and its log, which every reader may

@@ -348,6 +348,31 @@ func TestRebuildWithOldSource(t *testing.T) {
 	equal(t, "verify", drifts(t, w, root), nil)
 }
 
+// SQLite takes a log whose head is damaged for an empty one. Nobody goes on without what was committed, and a
+// rebuild finds what was installed.
+func TestLogWithoutHead(t *testing.T) {
+	dir, _, root := store(t)
+	w := writer(t, dir, root)
+	_, err := w.Install(t.Context(), release, []Artifact{mustPut(t, w, "net", "3", "net=3")})
+	must(t, err)
+	killed := t.TempDir()
+	must(t, os.CopyFS(killed, os.DirFS(dir)))
+	equal(t, "installed", installed(t, reader(t, killed), root), []string{"net=3"})
+	f, err := os.OpenFile(filepath.Join(killed, dbFile+"-wal"), os.O_WRONLY, 0)
+	must(t, err)
+	_, err = f.WriteAt([]byte("noise"), 8)
+	must(t, errors.Join(err, f.Close()))
+	if _, err := Open(t.Context(), killed); !isDamaged(err) {
+		t.Errorf("a reader: %v", err)
+	}
+	if _, err := OpenWriter(t.Context(), killed, root, WriterOptions{}); !isDamaged(err) {
+		t.Errorf("a writer: %v", err)
+	}
+	w = mustRebuild(t, killed, root)
+	equal(t, "installed", installed(t, w, root), []string{"net=3"})
+	equal(t, "verify", drifts(t, w, root), nil)
+}
+
 // A pin of a build that is lost becomes one of its version: it would hold back every
 // other build for good.
 func TestRebuildPins(t *testing.T) {
@@ -372,6 +397,9 @@ func TestRebuildCutOff(t *testing.T) {
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(dir, dbFile+"-wal"), nil, 0o644)) // the new one has come
 	must(t, r.Close())
+	if _, err := Open(t.Context(), dir); !isDamaged(err) { // whatever was wrong with it
+		t.Errorf("open: %v", err)
+	}
 	w := mustRebuild(t, dir, root)
 	equal(t, "facts", facts(t, w), before)
 	kept, err := filepath.Glob(filepath.Join(dir, dbFile+".damaged-*Z"))
