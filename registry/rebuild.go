@@ -14,8 +14,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 
 	"kmodctl/internal/kernel"
@@ -132,15 +134,36 @@ func (r *Registry) openDamaged(ctx context.Context, dir string) (*sql.DB, error)
 		from = dbFile
 	}
 	to := filepath.Join(dir, "damaged.db")
-	if err := r.copyDB(from, to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := r.copyDB(from, to)
+	if errors.Is(err, fs.ErrNotExist) { // a database without a table
+		err = os.WriteFile(to, nil, 0o600)
+	}
+	if err != nil {
 		return nil, err
 	}
 	db := connect(to, "rw")
 	var old *SchemaError
-	if err := checkSchema(ctx, db, to); errors.As(err, &old) && old.Older() {
-		transact(db, func(tx *sql.Tx) error { return migrate(tx, old.Schema, "") }) // what it cannot do is not read then
+	err = checkSchema(ctx, db, to)
+	if errors.As(err, &old) && old.Older() {
+		err = transact(db, func(tx *sql.Tx) error { return migrate(tx, old.Schema, "") }) // what it cannot do is not read then
+	}
+	if ofDisk(err) {
+		return nil, errors.Join(inFile(to, err), db.Close())
 	}
 	return db, nil
+}
+
+// ofDisk tells an error of the disk, after which nobody knows what could have been read, from one
+// of what was read: a rebuild must not take the one for the other.
+func ofDisk(err error) bool {
+	const ioErr, full, cantOpen, shortRead = 10, 13, 14, 10 | 2<<8 // shortRead: of a file that was cut
+	var e *sqlite.Error
+	if errors.As(err, &e) {
+		return slices.Contains([]int{ioErr, full, cantOpen}, e.Code()&0xff) && e.Code() != shortRead
+	}
+	var errno syscall.Errno
+	another := []syscall.Errno{unix.ENOENT, unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ENXIO, unix.EXDEV} // no file, or one of another kind
+	return errors.As(err, &errno) && !slices.Contains(another, errno)
 }
 
 // rebuilder fills a new database, in one transaction.
@@ -153,11 +176,12 @@ type rebuilder struct {
 	byAge     []Artifact          // the same, oldest first
 	sources   map[string]bool     // known by now, NAME@VERSION
 	count     map[string]int      // rows, by table
+	unread    error               // of the disk, which a row was compared with
 }
 
 func (b *rebuilder) fill(ctx context.Context) error {
 	found, err := b.findBlobs(ctx)
-	if err != nil {
+	if err := errors.Join(err, found.unread); err != nil {
 		return err
 	}
 	for _, step := range []func() error{
@@ -208,7 +232,9 @@ func (b *rebuilder) salvage(table, columns string, sane func(row []any) bool) er
 	n := strings.Count(columns, ",") + 1
 	for _, order := range []string{"", " DESC"} {
 		rows, err := b.old.Query("SELECT " + columns + " FROM " + table + " NOT INDEXED ORDER BY rowid" + order)
-		if err != nil {
+		if ofDisk(err) {
+			return err
+		} else if err != nil {
 			return nil // nothing can be read
 		}
 		defer rows.Close()
@@ -224,8 +250,13 @@ func (b *rebuilder) salvage(table, columns string, sane func(row []any) bool) er
 				return err
 			}
 		}
-		if rows.Err() == nil {
-			break
+		switch err := rows.Err(); {
+		case b.unread != nil:
+			return b.unread
+		case err == nil:
+			return nil
+		case ofDisk(err):
+			return err
 		}
 		rows.Close()
 	}
@@ -296,6 +327,9 @@ func (b *rebuilder) saneSource(row []any, lost bool) bool {
 		return false
 	}
 	files, top, err := b.readSource(s.Digest)
+	if ofDisk(err) {
+		b.unread = err
+	}
 	if (err != nil) != lost {
 		return false
 	}
@@ -320,6 +354,7 @@ func (b *rebuilder) saneSource(row []any, lost bool) bool {
 type foundBlobs struct {
 	records []foundRecord // oldest first
 	sources []string      // digests of what may be an archive
+	unread  error         // why some could not be looked at
 }
 
 type foundRecord struct {
@@ -341,10 +376,13 @@ func (r *Registry) findBlobs(ctx context.Context) (found foundBlobs, err error) 
 		if checkDigest(name) != nil {
 			continue
 		}
-		switch text, kind := r.sniff(name); kind {
-		case "source":
+		text, kind, err := r.sniff(name)
+		switch {
+		case err != nil:
+			found.unread = errors.Join(found.unread, err)
+		case kind == "source":
 			found.sources = append(found.sources, name)
-		case "record":
+		case kind == "record":
 			if a, err := readRecord(name, text); err == nil {
 				found.records = append(found.records, foundRecord{a, string(text)})
 			}
@@ -365,33 +403,39 @@ func (r *Registry) keptRecords(ctx context.Context) (all []Artifact, err error) 
 
 // sniff tells what a blob may be, and the text of a record: neither a .ko file nor a
 // log begins as a record does, for a log's first word is the name of a package.
-func (r *Registry) sniff(digest string) (record []byte, kind string) {
+func (r *Registry) sniff(digest string) (record []byte, kind string, err error) {
 	const longest = 16 << 20 // bytes of a record
-	f, err := r.tree.Open(filepath.Join(blobDir, digest))
+	name := filepath.Join(blobDir, digest)
+	info, err := r.tree.Lstat(name)
+	if err != nil || !info.Mode().IsRegular() {
+		return nil, "", ignoreAbsent(err)
+	}
+	f, err := r.tree.Open(name)
 	if err != nil {
-		return nil, ""
+		return nil, "", ignoreAbsent(err)
 	}
 	defer f.Close()
-	head := make([]byte, 512)
-	n, _ := io.ReadFull(f, head)
+	head, err := io.ReadAll(io.LimitReader(f, 512))
 	switch {
-	case n == len(head) && string(head[257:262]) == "ustar":
-		return nil, "source"
-	case strings.HasPrefix(string(head[:n]), `{"schema":`):
+	case err != nil:
+		return nil, "", err
+	case len(head) == 512 && string(head[257:262]) == "ustar":
+		return nil, "source", nil
+	case strings.HasPrefix(string(head), `{"schema":`):
 		rest, err := io.ReadAll(io.LimitReader(f, longest))
-		if err == nil {
-			return append(head[:n], rest...), "record"
-		}
+		return append(head, rest...), "record", err
 	}
-	return nil, ""
+	return nil, "", nil
 }
 
 func (b *rebuilder) putRecords(found []foundRecord) error {
 	imported := map[string]bool{}
-	if digests, err := collectOnce(b.old, scanText, `SELECT digest FROM artifact WHERE imported = 1`); err == nil {
-		for _, d := range digests {
-			imported[d] = true
-		}
+	digests, err := collectOnce(b.old, scanText, `SELECT digest FROM artifact WHERE imported = 1`)
+	if ofDisk(err) {
+		return err
+	}
+	for _, d := range digests {
+		imported[d] = true
 	}
 	for _, f := range found {
 		b.artifacts[f.Digest] = f.Artifact
@@ -430,7 +474,9 @@ func (b *rebuilder) putSources(digests []string) error {
 	slices.SortStableFunc(digests, func(x, y string) int { return built[y] - built[x] })
 	for _, digest := range digests {
 		files, top, err := b.readSource(digest)
-		if err != nil {
+		if ofDisk(err) {
+			return err
+		} else if err != nil {
 			continue
 		}
 		manifest, name, version, err := b.manifest(top)
@@ -462,7 +508,9 @@ func (b *rebuilder) adoptAll() error {
 	}
 	for _, d := range dirs {
 		m, err := openModules(b.root, d.Name())
-		if err != nil {
+		if ofDisk(err) {
+			return err
+		} else if err != nil {
 			continue
 		}
 		err = b.adopt(m)
@@ -491,7 +539,9 @@ func (b *rebuilder) adopt(m *modules) error {
 	strays := map[string][]Install{} // files that have no row which is right, by package
 	for _, name := range names {
 		digest, mtime, err := m.digest(name)
-		if err != nil {
+		if ofDisk(err) {
+			return err
+		} else if err != nil {
 			continue
 		}
 		here[name] = Install{Digest: digest, Mtime: mtime}
