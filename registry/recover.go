@@ -47,6 +47,20 @@ func (r *Registry) recover() error {
 	})
 }
 
+// Resume tries again what OpenWriter could not finish, and returns why some of it still cannot be.
+func (r *Registry) Resume() (errs []error) {
+	ins, err := readIntents(r.db, "")
+	if err != nil {
+		return []error{err}
+	}
+	for _, in := range ins {
+		if err := r.resume(in.Release); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", in.Release, err))
+		}
+	}
+	return errs
+}
+
 // Unfinished tells, one line for each thing, what has been begun and not ended.
 // holder is the writer at work, as in "pid 123 (kmodctl build)". When it is "",
 // what is unfinished was cut off, and the next OpenWriter takes care of it.

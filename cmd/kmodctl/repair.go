@@ -63,8 +63,10 @@ func (e *env) repair(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := r.tellUnfinished(); err != nil {
-			return err
+		if r.reg != nil {
+			if err := r.resume(); err != nil {
+				return err
+			}
 		}
 	}
 	if e.json {
@@ -72,24 +74,31 @@ func (e *env) repair(ctx context.Context) error {
 			return err
 		}
 	}
-	if len(r.done) == 0 && len(r.errs) == 0 {
+	if len(r.done)+len(r.errs) == 0 {
 		e.say("nothing to do: everything is as it should be")
 	}
 	return r.outcome()
 }
 
-// tellUnfinished tells what even this writer could not finish, and why was told as it opened the registry.
-func (r *repairer) tellUnfinished() error {
-	what, _, err := r.reg.Unfinished()
-	for _, u := range what {
-		if r.dryRun {
+// resume tries again to finish what was cut off: what has been mended may have been in its way.
+func (r *repairer) resume() error {
+	if r.dryRun {
+		what, _, err := r.reg.Unfinished()
+		for _, u := range what {
 			r.would("unfinished: %s: finish it", u)
-			continue
 		}
-		r.tried++
-		r.fail(fmt.Errorf("repair: unfinished: %s", u))
+		return err
 	}
-	return err
+	told := len(r.reg.Recovered())
+	errs := r.reg.Resume()
+	for _, line := range r.reg.Recovered()[told:] {
+		r.changed("recovered: %s", line)
+	}
+	for _, err := range errs {
+		r.tried++
+		r.fail(fmt.Errorf("repair: %w", err))
+	}
+	return nil
 }
 
 // openSound opens the registry; a database that is damaged is made anew first.
