@@ -110,7 +110,7 @@ func (m *modules) keepIndex() error {
 		err := m.tree.Link(name, kept)
 		switch {
 		case errors.Is(err, os.ErrNotExist):
-			m.undo = append(m.undo, func() error { return ignoreAbsent(m.tree.Remove(name)) })
+			m.undo = append(m.undo, func() error { return m.takeAway(name) })
 		case err != nil:
 			return err
 		default:

@@ -188,7 +188,7 @@ func (m *modules) stage(s step, blob func(string) (io.ReadCloser, error)) error 
 	if err != nil {
 		return bare(err)
 	}
-	m.undo = append(m.undo, func() error { return ignoreAbsent(m.tree.Remove(name)) })
+	m.undo = append(m.undo, func() error { return m.takeAway(name) })
 	_, err = io.Copy(f, src)
 	return errors.Join(bare(err), f.Chmod(0o644), f.Sync(), f.Close())
 }
@@ -199,7 +199,7 @@ func (m *modules) flip(s step) error {
 	name, fresh, old := path.Join(ourDir, s.file()), newName(s.file()), oldName(s.file())
 	switch s.action {
 	case actInstall:
-		m.undo = append(m.undo, func() error { return ignoreAbsent(m.tree.Remove(name)) })
+		m.undo = append(m.undo, func() error { return m.takeAway(name) })
 		return bare(m.tree.Rename(fresh, name))
 	case actReplace:
 		if err := m.tree.Link(name, old); err != nil {
@@ -216,6 +216,14 @@ func (m *modules) flip(s step) error {
 		return bare(err)
 	}
 	return nil
+}
+
+// takeAway removes a file, if it is there: a read-only disk refuses the removal even of what is not.
+func (m *modules) takeAway(name string) error {
+	if _, err := m.tree.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return m.tree.Remove(name)
 }
 
 // putBack gives a file its old name again, if it had lost it. rename(2) does nothing when both names
