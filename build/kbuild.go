@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"kmodctl/internal/kernel"
 )
 
@@ -212,14 +214,26 @@ func (r *run) step(ctx context.Context, name string, argv ...string) error {
 }
 
 func (r *run) failed(step string, err error) *Error {
-	if r.telling.full {
+	unsaid := r.telling.unwritten && crowded(r.Source)
+	if r.telling.full || unsaid {
 		err = fmt.Errorf("%w: %w", err, syscall.ENOSPC)
 	}
 	e := &Error{Package: r.Manifest.Name, Release: r.Kernel.Name, Step: step, Err: err}
 	if step != "collect" {
 		e.Line, e.Source = r.telling.explain(r.Source, r.wall.work())
 	}
+	if unsaid {
+		e.Line += ": " + syscall.ENOSPC.Error()
+	}
 	return e
+}
+
+// crowded reports whether a folder's file system has next to no room: what could not be written
+// whole, make has deleted.
+func crowded(dir string) bool {
+	const little = 16 << 20 // bytes
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) == nil && (fs.Bavail*uint64(fs.Bsize) < little || fs.Files > 0 && fs.Ffree == 0)
 }
 
 func quote(argv []string) string {

@@ -20,6 +20,8 @@ type telling struct {
 	line   string // the first of tellingLines; that the disk is full goes before all of them
 	likely string // the first of likelyLines
 	full   bool   // the disk is
+
+	unwritten bool // line is one of unwrittenLines
 }
 
 // noSpace is ENOSPC in the words of the C library: whatever else is said follows from it.
@@ -49,18 +51,26 @@ var likelyLines = anyOf(
 	`^\S*make(\[\d+\])?: \*\*\* `,
 )
 
+// Lines of programs that could not write and do not say why: fixdep, dash.
+var unwrittenLines = anyOf(
+	`^fixdep: not all data was written to the output$`,
+	`^(/bin/)?(sh|dash): \d+: (printf|echo): .*I/O error$`,
+)
+
 const lineLen = 400 // of a line that goes into an error, in bytes
 
 // read looks at one line of the log.
 func (t *telling) read(line string) {
 	if !t.full && strings.Contains(line, noSpace) {
-		t.line, t.full = line, true
+		t.line, t.full, t.unwritten = line, true, false
 	}
 	if t.line != "" {
 		return
 	}
 	if tellingLines().MatchString(line) {
 		t.line = line
+	} else if unwrittenLines().MatchString(line) {
+		t.line, t.unwritten = line, true
 	} else if t.likely == "" && likelyLines().MatchString(line) {
 		t.likely = line
 	}
