@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -57,7 +58,10 @@ type scenario struct {
 	args   []string
 	once   bool                          // given again, it does more or refuses
 	broken bool                          // what it is to mend is amiss before it
+	builds bool                          // on a machine where something can be built
+	parts  [][]string                    // commands that do a part of it, after which it may end
 	spoil  func(t testing.TB, m machine) // what else is done to the machine; may be nil
+	damage func(t testing.TB, m machine) // what is done to its database then, so that nobody can read it; may be nil
 }
 
 var (
@@ -94,6 +98,23 @@ var scenarios = []scenario{
 		installed := sums(t, filepath.Join(m.root, "lib/modules", tortured[1], "updates/kmodctl"))
 		check(t, os.Remove(filepath.Join(m.state(), "blobs/sha256", installed["libarc4.ko"])))
 	}},
+	{name: "rebuild", before: withBoth, args: []string{"repair"}, broken: true, damage: func(t testing.TB, m machine) {
+		f, err := os.OpenFile(filepath.Join(m.state(), "registry.db"), os.O_WRONLY, 0)
+		check(t, err)
+		defer f.Close()
+		const page, installs = 4096, 11 // of SQLite; where the table install is
+		_, err = f.WriteAt(bytes.Repeat([]byte{0xa5}, page), installs*page)
+		check(t, err)
+	}},
+	{name: "lost", before: withBoth, args: []string{"repair"}, broken: true, damage: func(t testing.TB, m machine) {
+		for _, suffix := range []string{"", "-wal", "-shm"} {
+			check(t, os.RemoveAll(filepath.Join(m.state(), "registry.db"+suffix)))
+		}
+	}},
+	{name: "log", before: withNet, args: []string{"repair"}, broken: true, damage: loseUpgrade},
+	{name: "build", builds: true, args: []string{"build", "@/hello"}, parts: [][]string{{"add", "@/hello"}}},
+	{name: "build again", builds: true, before: [][]string{{"build", "@/hello"}}, args: []string{"build", "@/changed/hello"},
+		parts: [][]string{{"add", "@/changed/hello"}}},
 }
 
 // faults are what is done at a call, as strace's -e inject says it.
@@ -119,65 +140,110 @@ var injected = []string{
 func TestTortureFaults(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	base := newTortureBase(t)
-	var err error
-	base.program, err = oneThread()
+	all := newBases(t)
+	program, err := oneThread()
 	check(t, err)
+	all.plain.program, all.real.program = program, program
 	for i, s := range scenarios {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
-			newTrials(t, base, s).run(t, rand.New(rand.NewPCG(seed, uint64(i))))
+			newTrials(t, all, s).run(t, rand.New(rand.NewPCG(seed, uint64(i))))
 		})
 	}
 }
 
-// newTortureBase is the machine, and beside it the folders, that the scenarios begin with.
-func newTortureBase(t testing.TB) machine {
+// bases are the machines that the scenarios begin with.
+type bases struct{ plain, real machine }
+
+// newBases makes them, and beside them the folders of sources.
+func newBases(t testing.TB) bases {
 	t.Helper()
 	m := newMachine(t)
 	m.source(t, "extra", "2", "", "extra")
 	check(t, os.MkdirAll(filepath.Join(m.aside, "changed"), 0o755))
 	machine{aside: filepath.Join(m.aside, "changed")}.source(t, "net", "1.0", "changed", "libarc4", "dummy")
-	return m
+	return bases{m, m.realOne(t)}
+}
+
+// staged is a scenario whose command is about to be given.
+type staged struct {
+	scenario
+	ready         machine // copied for each trial
+	before, after facts
+	states        []facts         // these two, and those in between
+	known         map[string]bool // digests of modules
+}
+
+// stage readies a scenario and gives its command undisturbed, once: these are the calls that
+// it makes.
+func (s scenario) stage(t testing.TB, all bases) (staged, []call) {
+	t.Helper()
+	base := all.plain
+	if s.builds {
+		base = all.real
+	}
+	st := staged{scenario: s, ready: base.copyOf(t)}
+	for _, args := range s.before {
+		st.ready.must(t, args...)
+	}
+	if s.spoil != nil {
+		s.spoil(t, st.ready)
+	}
+	st.before = st.ready.facts(t)
+	if s.damage != nil {
+		s.damage(t, st.ready)
+		if r := st.ready.run(t, []string{"verify"}); !strings.Contains(r.out, "registry.db") {
+			t.Fatalf("verify does not see the damage: exit %d: %s%s", r.code, r.out, r.stderr)
+		}
+	}
+	m := st.ready.copyOf(t)
+	r, trace := m.trace(t, s.args, "-e", "trace="+strings.Join(injected, ","))
+	if r.code != 0 {
+		t.Fatalf("undisturbed: exit %d: %s", r.code, r.stderr)
+	}
+	if r.stderr == "" || strings.Contains(r.stderr, "nothing to do") {
+		t.Fatalf("undisturbed, %v does nothing: %s", s.args, r.stderr)
+	}
+	st.after = m.facts(t)
+	m.checkClean(t)
+	st.states = []facts{st.before, st.after}
+	for _, args := range s.parts {
+		m := st.ready.copyOf(t)
+		m.must(t, args...)
+		st.states = append(st.states, m.facts(t))
+	}
+	st.known = st.before.digests()
+	maps.Copy(st.known, st.after.digests())
+	return st, trace
+}
+
+// checkAlways holds of a copy, whatever the command did to it, what can be held: nobody can read a
+// damaged database, and where files are amiss these are.
+func (s staged) checkAlways(t testing.TB, m machine) {
+	t.Helper()
+	switch {
+	case !s.broken:
+		m.checkAlways(t, s.known)
+	case s.damage != nil:
+		m.checkFiles(t, s.known)
+	}
 }
 
 // trials are those of one scenario.
 type trials struct {
-	scenario
-	ready         machine // copied for each trial
-	before, after facts
-	known         map[string]bool
-	calls         map[string]int // by kind of call: how many one thread makes undisturbed
-	points        map[string]bool
+	staged
+	calls  map[string]int // by kind of call: how many one thread makes undisturbed
+	points map[string]bool
 
 	mu    sync.Mutex
 	hit   map[string]bool
 	count int
 }
 
-func newTrials(t *testing.T, base machine, s scenario) *trials {
+func newTrials(t *testing.T, all bases, s scenario) *trials {
 	t.Helper()
-	tr := &trials{scenario: s, ready: base.copyOf(t), hit: map[string]bool{}}
-	for _, args := range s.before {
-		tr.ready.must(t, args...)
-	}
-	if s.spoil != nil {
-		s.spoil(t, tr.ready)
-	}
-	tr.before = tr.ready.facts(t)
-	m := tr.ready.copyOf(t)
-	r, trace := m.trace(t, s.args, "-e", "trace="+strings.Join(injected, ","))
-	if r.code != 0 {
-		t.Fatalf("undisturbed: exit %d: %s", r.code, r.stderr)
-	}
-	tr.after = m.facts(t)
-	m.checkClean(t)
-	tr.known = tr.before.digests()
-	maps.Copy(tr.known, tr.after.digests())
-	if r.stderr == "" || strings.Contains(r.stderr, "nothing to do") {
-		t.Fatalf("undisturbed, %v does nothing: %s", s.args, r.stderr)
-	}
-	tr.calls, tr.points = map[string]int{}, map[string]bool{}
+	st, trace := s.stage(t, all)
+	tr := &trials{staged: st, calls: map[string]int{}, points: map[string]bool{}, hit: map[string]bool{}}
 	for _, c := range trace {
 		tr.points[c.point] = true
 		tr.calls[c.kind] = max(tr.calls[c.kind], c.n)
@@ -185,39 +251,68 @@ func newTrials(t *testing.T, base machine, s scenario) *trials {
 	return tr
 }
 
-// run tries every call at the full size, else one in a few, chosen by dice.
-func (tr *trials) run(t *testing.T, dice *rand.Rand) {
-	t.Helper()
-	start := time.Now()
-	var all sync.WaitGroup
-	room := make(chan bool, runtime.NumCPU())
+// trial is a fault at the n-th call of a kind.
+type trial struct {
+	kind, fault string
+	n           int
+}
+
+// chosen are the trials: all at the full size, else one in a few, chosen by dice. A build
+// takes its time: there, a call fails in one of two ways or, where most only read, every other call does.
+func (tr *trials) chosen(dice *rand.Rand) (all []trial) {
+	parity := dice.IntN(2)
 	for _, kind := range slices.Sorted(maps.Keys(tr.calls)) {
-		for _, fault := range faults {
-			switch dies := fault == "signal=SIGKILL"; {
+		for i, fault := range faults {
+			dies := fault == "signal=SIGKILL"
+			switch {
 			case kind == "waitid" && !dies: // it does not fail
 				continue
 			case kind == "openat" && fault != "error=EIO": // most of them only read
 				continue
 			}
 			for _, n := range sample(dice, tr.calls[kind]) {
-				room <- true
-				all.Go(func() {
-					defer func() { <-room }()
-					tr.try(t, kind, fault, n)
-				})
-				if t.Failed() && !full {
-					all.Wait()
-					return
+				if !tr.builds || dies || (n+parity)%2 == i {
+					all = append(all, trial{kind, fault, n})
 				}
 			}
 		}
+	}
+	most := len(all)
+	switch {
+	case full:
+		return all
+	case tr.builds:
+		most = 4
+	case tr.damage != nil:
+		most = 12
+	}
+	dice.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all[:min(len(all), most)]
+}
+
+// run makes the trials.
+func (tr *trials) run(t *testing.T, dice *rand.Rand) {
+	t.Helper()
+	start := time.Now()
+	var all sync.WaitGroup
+	room := make(chan bool, runtime.NumCPU())
+	for _, one := range tr.chosen(dice) {
+		if t.Failed() && !full {
+			break
+		}
+		room <- true
+		all.Go(func() {
+			defer func() { <-room }()
+			tr.try(t, one)
+		})
 	}
 	all.Wait()
 	var missed []string
 	for _, p := range sortedKeys(asText(tr.points)) {
 		// A run of n ends at the n-th call of kmodctl, mostly: it is in "index" that
 		// depmod's turn comes. Its calls of openat only read, or are followed by a write.
-		if !tr.hit[p] && (strings.HasPrefix(p, "kmodctl ") || tr.name == "index" && !strings.Contains(p, " openat ")) {
+		opens := strings.Contains(p, " openat ")
+		if !tr.hit[p] && (strings.HasPrefix(p, "kmodctl ") && !(opens && tr.builds) || tr.name == "index" && !opens) {
 			missed = append(missed, p)
 		}
 	}
@@ -247,14 +342,14 @@ func sample(dice *rand.Rand, n int) (out []int) {
 	return out
 }
 
-// try is one trial.
-func (tr *trials) try(t *testing.T, kind, fault string, n int) {
+func (tr *trials) try(t *testing.T, one trial) {
 	t.Helper()
 	m := tr.ready.copyOf(t)
-	defer os.RemoveAll(m.root)
-	what := fmt.Sprintf("%s %s:%s:when=%d", tr.name, kind, fault, n)
-	options := []string{"-e", "trace=" + kind, "-e", fmt.Sprintf("inject=%s:%s:when=%d", kind, fault, n)}
-	if fault != "signal=SIGKILL" { // which strace 6.1 forgets then
+	defer m.remove(t)
+	fault := fmt.Sprintf("%s:%s:when=%d", one.kind, one.fault, one.n)
+	what := tr.name + " " + fault
+	options := []string{"-e", "trace=" + one.kind, "-e", "inject=" + fault}
+	if one.fault != "signal=SIGKILL" && m.headers == "" { // which strace 6.1 forgets then
 		options = append(options, "--seccomp-bpf")
 	}
 	r, trace := m.trace(t, tr.args, options...)
@@ -262,30 +357,29 @@ func (tr *trials) try(t *testing.T, kind, fault string, n int) {
 	tr.mu.Lock()
 	tr.count++
 	for _, c := range trace {
-		if c.n == n {
+		if c.n == one.n {
 			tr.hit[c.point] = true
 			at += " " + c.point
 		}
 	}
 	tr.mu.Unlock()
 	bad := &failures{TB: t, what: what + " at" + at, said: r}
-	if !tr.broken {
-		m.checkAlways(bad, tr.known)
-	}
+	tr.checkAlways(bad, m)
 	// Go's runtime cannot go on without its own descriptors.
 	if strings.Contains(r.stderr, "goroutine ") && !strings.Contains(at, "anon_inode") {
 		bad.Errorf("it crashed")
 	}
-	now := m.facts(bad)
-	if r.code == 0 && !now.among(tr.after) {
-		bad.Errorf("it said yes, but is\n%v", now)
+	if r.code == 0 {
+		if now := m.facts(bad); !now.among(tr.after) {
+			bad.Errorf("it said yes, but is\n%v", now)
+		}
 	}
 	if repaired := m.run(bad, []string{"repair"}); repaired.code != 0 {
 		bad.Errorf("repair: exit %d: %s", repaired.code, repaired.stderr)
 	}
 	m.checkClean(bad)
-	now = m.facts(bad)
-	if !now.among(tr.before, tr.after) {
+	now := m.facts(bad)
+	if !now.among(tr.states...) {
 		bad.Errorf("a state that never was:\n%v\nbefore:\n%v\nafter:\n%v", now, tr.before, tr.after)
 	}
 	if tr.once && !now.among(tr.before) {
@@ -330,26 +424,35 @@ type call struct {
 	point string // program, kind and files, without what differs from run to run
 }
 
-// trace runs a command below strace and returns the calls that it made.
+// trace runs a command below strace and returns the calls that it made. Where something
+// can be built these are the calls of kmodctl's main thread alone: kbuild has hundreds of processes, none
+// of which strace slows down then, and depmod has its turn in the other scenarios.
 func (m machine) trace(t testing.TB, args []string, options ...string) (result, []call) {
 	t.Helper()
 	dir := t.TempDir()
 	defer os.RemoveAll(dir)
 	log := filepath.Join(dir, "log")
-	r := m.run(t, args, append([]string{"strace", "-f", "-qq", "-y", "-s", "4096", "-e", "signal=none", "-o", log}, options...)...)
+	follow := []string{"-f"}
+	if m.headers != "" {
+		follow = nil
+	}
+	r := m.run(t, args, slices.Concat([]string{"strace"}, follow, []string{"-qq", "-y", "-s", "4096", "-e", "signal=none", "-o", log}, options)...)
 	text, err := os.ReadFile(log)
 	check(t, err)
 	var calls []call
-	main := ""
+	main, first := "", true
 	count := map[string]int{}
 	for line := range strings.Lines(string(text)) {
-		thread, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		thread, rest := "", line
+		if follow != nil {
+			thread, rest, _ = strings.Cut(strings.TrimSpace(line), " ")
+		}
 		kind, rest, ok := strings.Cut(strings.TrimSpace(rest), "(")
 		if !ok || !slices.Contains(injected, kind) {
 			continue
 		}
-		if main == "" {
-			main = thread
+		if first {
+			main, first = thread, false
 		}
 		count[thread+kind]++
 		program := "depmod"
@@ -364,7 +467,7 @@ func (m machine) trace(t testing.TB, args []string, options ...string) (result, 
 var (
 	outcome = regexp.MustCompile(`\)\s+= (-?[0-9]|\?).*$`)
 	inFiles = regexp.MustCompile(`<(/[^>]*|anon_inode:[^>]*|pipe:)|"([^"]*)"`)
-	varying = regexp.MustCompile(`[0-9a-f]{64}|/proc/[0-9]+|\.tmp-[A-Z2-7]+|new-[A-Z2-7]+|\.[0-9]+\.[0-9]+\.[0-9]+\b|kmodctl-registry-[0-9]+`)
+	varying = regexp.MustCompile(`[0-9a-f]{64}|/proc/[0-9]+|\.tmp-[A-Z2-7]+|-[A-Z2-7]{8}\b(/source .*)?|\.[0-9]+\.[0-9]+\.[0-9]+\b|kmodctl-registry-[0-9]+|damaged-[0-9TZ.]+`)
 )
 
 // files are the names in the arguments of a call; its data is left out.

@@ -42,8 +42,10 @@ func lenders() []string {
 // machine is a root and what stands beside it.
 type machine struct {
 	root    string
-	aside   string // sources and archives: not part of the machine
-	program string // kmodctl
+	aside   string   // sources and archives: not part of the machine
+	program string   // kmodctl
+	kernels []string // releases
+	headers string   // the folder that is mounted at usr, where something can be built; "" elsewhere
 }
 
 func (m machine) state() string { return filepath.Join(m.root, "var/lib/kmodctl") }
@@ -84,11 +86,21 @@ func newMachine(t testing.TB) machine {
 	t.Helper()
 	path, err := binary()
 	check(t, err)
-	m := machine{t.TempDir(), t.TempDir(), path}
+	m := machine{root: t.TempDir(), aside: t.TempDir(), program: path, kernels: tortured}
 	check(t, os.Chmod(filepath.Dir(m.aside), 0o755))
 	check(t, os.Chmod(m.aside, 0o777)) // uid 65534 may need a private copy of the database
+	m.putKernels(t)
+	m.fill(t, "net", "1.0", "", "libarc4", "dummy")
+	m.fill(t, "net", "1.1", "", "dummy", "cordic")
+	m.fill(t, "disk", "1", "", "crc8")
+	return m
+}
+
+// putKernels gives the machine its kernels, of one module each.
+func (m machine) putKernels(t testing.TB) {
+	t.Helper()
 	check(t, os.MkdirAll(filepath.Join(m.root, "var/lib"), 0o755))
-	for _, release := range tortured {
+	for _, release := range m.kernels {
 		dir := filepath.Join(m.root, "lib/modules", release)
 		check(t, os.MkdirAll(filepath.Join(dir, "kernel"), 0o755))
 		for _, name := range []string{"modules.order", "modules.builtin", "modules.builtin.modinfo"} {
@@ -99,10 +111,6 @@ func newMachine(t testing.TB) machine {
 			t.Fatalf("depmod: %v: %s", err, out)
 		}
 	}
-	m.fill(t, "net", "1.0", "", "libarc4", "dummy")
-	m.fill(t, "net", "1.1", "", "dummy", "cordic")
-	m.fill(t, "disk", "1", "", "crc8")
-	return m
 }
 
 // realModule is a small module of an installed kernel, without its signature: what
@@ -155,7 +163,7 @@ func (m machine) fill(t testing.TB, name, version, mark string, modules ...strin
 	src, _, err := reg.AddSource(ctx, dir, name, version, string(manifest))
 	check(t, err)
 	temp := t.TempDir()
-	for _, release := range tortured {
+	for _, release := range m.kernels {
 		art := registry.Artifact{Package: name, Version: version, Release: release, InputHash: name + version + release + mark, Built: time.Now()}
 		art.Inputs = []registry.Input{{Name: "source", Value: src.Digest}}
 		files := map[string]string{}
@@ -180,12 +188,16 @@ func (m machine) fill(t testing.TB, name, version, mark string, modules ...strin
 // copyOf is a machine of the same content, which a trial may spoil.
 func (m machine) copyOf(t testing.TB) machine {
 	t.Helper()
-	c := machine{t.TempDir(), m.aside, m.program}
+	c := m
+	c.root = t.TempDir()
 	check(t, os.Chmod(filepath.Dir(c.root), 0o755))
 	check(t, os.Chmod(c.root, 0o755))
-	if out, err := exec.Command("cp", "-a", "--reflink=auto", m.root+"/.", c.root).CombinedOutput(); err != nil {
-		t.Fatalf("cp: %v: %s", err, out)
+	for _, dir := range []string{"lib", "var"} {
+		if out, err := exec.Command("cp", "-a", "--reflink=auto", filepath.Join(m.root, dir), c.root).CombinedOutput(); err != nil {
+			t.Fatalf("cp: %v: %s", err, out)
+		}
 	}
+	c.mountHeaders(t)
 	return c
 }
 
@@ -261,11 +273,24 @@ func (f facts) digests() map[string]bool {
 }
 
 // checkAlways is what must hold at every moment, also between a fault and the next
-// command: no file of ours under /lib/modules that is not a whole known module, no
-// file of the kernel's that is not as it was, and everybody can read.
+// command: the files are right, and everybody can read.
 func (m machine) checkAlways(t testing.TB, known map[string]bool) {
 	t.Helper()
-	for _, release := range tortured {
+	m.checkFiles(t, known)
+	for _, uid := range []uint32{0, 65534} {
+		cmd := m.command([]string{"status"})
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		if r := command(t, cmd); r.code != 0 {
+			t.Errorf("status as uid %d: exit %d: %s%s", uid, r.code, r.out, r.stderr)
+		}
+	}
+}
+
+// checkFiles holds that no file of ours under /lib/modules is anything but a whole known
+// module, and that the kernel's own is as it was.
+func (m machine) checkFiles(t testing.TB, known map[string]bool) {
+	t.Helper()
+	for _, release := range m.kernels {
 		dir := filepath.Join(m.root, "lib/modules", release)
 		for path, digest := range sums(t, filepath.Join(dir, "updates")) {
 			if strings.HasSuffix(path, ".ko") && !known[digest] {
@@ -274,13 +299,6 @@ func (m machine) checkAlways(t testing.TB, known map[string]bool) {
 		}
 		if own, err := os.ReadFile(filepath.Join(dir, "kernel/dummy.ko")); err != nil || !bytes.Equal(own, realModule(t, "dummy")) {
 			t.Errorf("the kernel's own module was touched: %v", err)
-		}
-	}
-	for _, uid := range []uint32{0, 65534} {
-		cmd := m.command([]string{"status"})
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
-		if r := command(t, cmd); r.code != 0 {
-			t.Errorf("status as uid %d: exit %d: %s%s", uid, r.code, r.out, r.stderr)
 		}
 	}
 }
@@ -316,12 +334,14 @@ func (m machine) checkClean(t testing.TB) {
 		t.Errorf("verify: exit %d\n%s%s", r.code, r.out, r.stderr)
 	}
 	var left []string
-	check(t, filepath.WalkDir(m.root, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && temporaryName.MatchString(d.Name()) {
-			left = append(left, path)
-		}
-		return err
-	}))
+	for _, dir := range []string{"lib", "var"} {
+		check(t, filepath.WalkDir(filepath.Join(m.root, dir), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && temporaryName.MatchString(d.Name()) {
+				left = append(left, path)
+			}
+			return err
+		}))
+	}
 	left = append(left, temporary(t, m.state())...)
 	work, _ := filepath.Glob(m.state() + "/work/*")
 	if left = append(left, work...); len(left) > 0 {
