@@ -158,6 +158,8 @@ func readOnly(t *testing.T, s staged, disk string) {
 	}
 	if status := m.run(t, []string{"status"}); status.code != 0 && s.damage == nil {
 		bad.Errorf("status: exit %d: %s", status.code, status.stderr)
+	} else if s.damage == nil && strings.Contains(status.out, "unfinished: ") { // it would be done behind one's back
+		bad.Errorf("it left something begun: %s", status.out)
 	}
 	check(t, unix.Mount("none", dir, "", unix.MS_REMOUNT, ""))
 	if s.damage == nil || r.code == 0 {

@@ -197,7 +197,7 @@ func (s scenario) stage(t testing.TB, all bases) (staged, []call) {
 		}
 	}
 	m := st.ready.copyOf(t)
-	r, trace := m.trace(t, s.args, "-e", "trace="+strings.Join(injected, ","))
+	r, trace := m.trace(t, s.args, false, "-e", "trace="+strings.Join(injected, ","))
 	if r.code != 0 {
 		t.Fatalf("undisturbed: exit %d: %s", r.code, r.stderr)
 	}
@@ -233,6 +233,7 @@ func (s staged) checkAlways(t testing.TB, m machine) {
 type trials struct {
 	staged
 	calls  map[string]int // by kind of call: how many one thread makes undisturbed
+	own    map[string]int // those of kmodctl, where depmod makes such calls too
 	points map[string]bool
 
 	mu    sync.Mutex
@@ -243,18 +244,27 @@ type trials struct {
 func newTrials(t *testing.T, all bases, s scenario) *trials {
 	t.Helper()
 	st, trace := s.stage(t, all)
-	tr := &trials{staged: st, calls: map[string]int{}, points: map[string]bool{}, hit: map[string]bool{}}
+	tr := &trials{staged: st, calls: map[string]int{}, own: map[string]int{}, points: map[string]bool{}, hit: map[string]bool{}}
+	shared := map[string]bool{}
 	for _, c := range trace {
 		tr.points[c.point] = true
 		tr.calls[c.kind] = max(tr.calls[c.kind], c.n)
+		if strings.HasPrefix(c.point, "kmodctl ") {
+			tr.own[c.kind] = c.n
+		} else {
+			shared[c.kind] = true
+		}
 	}
+	maps.DeleteFunc(tr.own, func(kind string, _ int) bool { return !shared[kind] })
 	return tr
 }
 
-// trial is a fault at the n-th call of a kind.
+// trial is a fault at the n-th call of a kind: of each thread, or of kmodctl alone, since else it
+// would never come to where depmod was hit before.
 type trial struct {
 	kind, fault string
 	n           int
+	alone       bool
 }
 
 // chosen are the trials: all at the full size, else one in a few, chosen by dice. A build
@@ -272,7 +282,12 @@ func (tr *trials) chosen(dice *rand.Rand) (all []trial) {
 			}
 			for _, n := range sample(dice, tr.calls[kind]) {
 				if !tr.builds || dies || (n+parity)%2 == i {
-					all = append(all, trial{kind, fault, n})
+					all = append(all, trial{kind, fault, n, false})
+				}
+			}
+			if tr.own[kind] > 0 {
+				for _, n := range sample(dice, tr.own[kind]) {
+					all = append(all, trial{kind, fault, n, true})
 				}
 			}
 		}
@@ -348,11 +363,14 @@ func (tr *trials) try(t *testing.T, one trial) {
 	defer m.remove(t)
 	fault := fmt.Sprintf("%s:%s:when=%d", one.kind, one.fault, one.n)
 	what := tr.name + " " + fault
+	if one.alone {
+		what += " (strace without -f)"
+	}
 	options := []string{"-e", "trace=" + one.kind, "-e", "inject=" + fault}
-	if one.fault != "signal=SIGKILL" && m.headers == "" { // which strace 6.1 forgets then
+	if one.fault != "signal=SIGKILL" && m.headers == "" && !one.alone { // which strace 6.1 forgets then
 		options = append(options, "--seccomp-bpf")
 	}
-	r, trace := m.trace(t, tr.args, options...)
+	r, trace := m.trace(t, tr.args, one.alone, options...)
 	at := ""
 	tr.mu.Lock()
 	tr.count++
@@ -424,16 +442,16 @@ type call struct {
 	point string // program, kind and files, without what differs from run to run
 }
 
-// trace runs a command below strace and returns the calls that it made. Where something
-// can be built these are the calls of kmodctl's main thread alone: kbuild has hundreds of processes, none
+// trace runs a command below strace and returns the calls that it made; alone, those of kmodctl's
+// main thread. So it is where something can be built: kbuild has hundreds of processes, none
 // of which strace slows down then, and depmod has its turn in the other scenarios.
-func (m machine) trace(t testing.TB, args []string, options ...string) (result, []call) {
+func (m machine) trace(t testing.TB, args []string, alone bool, options ...string) (result, []call) {
 	t.Helper()
 	dir := t.TempDir()
 	defer os.RemoveAll(dir)
 	log := filepath.Join(dir, "log")
 	follow := []string{"-f"}
-	if m.headers != "" {
+	if alone || m.headers != "" {
 		follow = nil
 	}
 	r := m.run(t, args, slices.Concat([]string{"strace"}, follow, []string{"-qq", "-y", "-s", "4096", "-e", "signal=none", "-o", log}, options)...)

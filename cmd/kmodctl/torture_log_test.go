@@ -52,7 +52,7 @@ func (s staged) loseLog(t *testing.T, dice *rand.Rand, n int) bool {
 	t.Helper()
 	m := s.ready.copyOf(t)
 	defer m.remove(t)
-	r, _ := m.trace(t, s.args, "-e", "trace=fsync", "-e", fmt.Sprintf("inject=fsync:signal=SIGKILL:when=%d", n))
+	r, _ := m.trace(t, s.args, false, "-e", "trace=fsync", "-e", fmt.Sprintf("inject=fsync:signal=SIGKILL:when=%d", n))
 	log := filepath.Join(m.state(), "registry.db-wal")
 	if info, err := os.Stat(log); err != nil || info.Size() <= 32 { // its head
 		return false
