@@ -1,6 +1,7 @@
 package build
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -133,6 +134,30 @@ func TestLogIsBounded(t *testing.T) {
 	}
 	if end := "\nlog cut at 64 MiB\n"; log.Len() != logLen+len(end) || !strings.HasSuffix(log.String(), end) {
 		t.Errorf("%d bytes, the last are %q", log.Len(), log.Bytes()[max(log.Len()-80, 0):])
+	}
+}
+
+// badDisk fails at its n-th write.
+type badDisk struct{ n int }
+
+func (d *badDisk) Write(p []byte) (int, error) {
+	if d.n--; d.n == 0 {
+		return 0, unix.EIO
+	}
+	return len(p), nil
+}
+
+// A build whose log could not be written, be it what make printed, is not one that went well.
+func TestLogCannotBeWritten(t *testing.T) {
+	k := series(t, "6.1.")
+	j, _ := job(t, k, tree(t, helloTree(t)))
+	disk := &badDisk{6} // isolation, make's command line and others come before
+	j.Log = disk
+	if built, err := Run(t.Context(), j); !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), "write log") || built != nil {
+		t.Errorf("%v, %v", built, err)
+	}
+	if disk.n > 0 {
+		t.Errorf("it was never written to so often: %d", disk.n)
 	}
 }
 
