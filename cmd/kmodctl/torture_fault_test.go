@@ -366,7 +366,7 @@ func (tr *trials) try(t *testing.T, one trial) {
 	if one.alone {
 		what += " (strace without -f)"
 	}
-	options := []string{"-e", "trace=" + one.kind, "-e", "inject=" + fault}
+	options := []string{"-e", "trace=execve," + one.kind, "-e", "inject=" + fault} // the first execve tells who is kmodctl
 	if one.fault != "signal=SIGKILL" && m.headers == "" && !one.alone { // which strace 6.1 forgets then
 		options = append(options, "--seccomp-bpf")
 	}
@@ -375,7 +375,7 @@ func (tr *trials) try(t *testing.T, one trial) {
 	tr.mu.Lock()
 	tr.count++
 	for _, c := range trace {
-		if c.n == one.n {
+		if c.kind == one.kind && c.n == one.n {
 			tr.hit[c.point] = true
 			at += " " + c.point
 		}
