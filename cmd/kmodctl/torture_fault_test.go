@@ -367,7 +367,7 @@ func (tr *trials) try(t *testing.T, one trial) {
 		what += " (strace without -f)"
 	}
 	options := []string{"-e", "trace=execve," + one.kind, "-e", "inject=" + fault} // the first execve tells who is kmodctl
-	if one.fault != "signal=SIGKILL" && m.headers == "" && !one.alone { // which strace 6.1 forgets then
+	if one.fault != "signal=SIGKILL" && m.headers == "" && !one.alone {            // which strace 6.1 forgets then
 		options = append(options, "--seccomp-bpf")
 	}
 	r, trace := m.trace(t, tr.args, one.alone, options...)
