@@ -69,11 +69,11 @@ func (b *rebuilder) adopt(m *modules) error {
 	for _, pkg := range slices.Sorted(maps.Keys(strays)) {
 		had := slices.DeleteFunc(slices.Clone(rows), func(i Install) bool { return i.Package != pkg })
 		target := m.rowsOf(b.standing(pkg, m.release, had, here), here)
-		other := func(i Install) bool {
+		named := func(i Install) bool {
 			same := func(t Install) bool { return t.Path == i.Path }
-			return !slices.ContainsFunc(slices.Concat(had, target), same)
+			return slices.ContainsFunc(slices.Concat(had, target), same)
 		}
-		had = append(had, slices.DeleteFunc(strays[pkg], func(i Install) bool { return !other(i) })...)
+		had = append(had, slices.DeleteFunc(strays[pkg], named)...)
 		for _, i := range target {
 			adopted[i.Module] = true
 		}

@@ -420,12 +420,12 @@ func TestModulesReadOnly(t *testing.T) {
 	if _, err := r.Install(t.Context(), release, []Artifact{a}); !errors.Is(err, unix.EROFS) {
 		t.Errorf("error: %v", err)
 	}
-	if errs := r.Resume(); len(errs) != 1 || !errors.Is(errs[0], unix.EROFS) {
-		t.Errorf("resumed: %v", errs)
+	if waiting, err := r.Resume(); err != nil || len(waiting) != 1 || !errors.Is(waiting[0], unix.EROFS) {
+		t.Errorf("waiting: %v, %v", waiting, err)
 	}
 	must(t, unix.Mount("none", mods, "", unix.MS_REMOUNT, ""))
-	if errs := r.Resume(); len(errs) > 0 {
-		t.Errorf("resumed: %v", errs)
+	if waiting, err := r.Resume(); err != nil || len(waiting) > 0 {
+		t.Errorf("waiting: %v, %v", waiting, err)
 	}
 	if len(mustInstalls(t, r)) != 2 {
 		t.Errorf("installs: %+v", mustInstalls(t, r))

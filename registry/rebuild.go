@@ -116,8 +116,10 @@ func (r *Registry) asideName() string {
 	}
 	names, _ := readNames(r.tree, ".")
 	for _, name := range names {
-		info, err := r.tree.Lstat(name)
-		if err == nil && strings.HasPrefix(name, dbFile+".damaged-") && os.SameFile(info, damaged) {
+		if !strings.HasPrefix(name, dbFile+".damaged-") {
+			continue
+		}
+		if info, err := r.tree.Lstat(name); err == nil && os.SameFile(info, damaged) {
 			return name
 		}
 	}

@@ -13,17 +13,12 @@ func (r *Registry) recover() error {
 	if err := r.sweepBlobs(); err != nil {
 		return err
 	}
-	ins, err := readIntents(r.db, "")
+	waiting, err := r.Resume()
 	if err != nil {
 		return err
 	}
-	for _, in := range ins {
-		if err := r.resume(in.Release); err != nil {
-			r.note("%s: %v", in.Release, err)
-		}
-		for _, a := range in.Attempts {
-			r.resumed = append(r.resumed, a.ID)
-		}
+	for _, why := range waiting {
+		r.note("%v", why)
 	}
 	if err := r.resumeRemovals(); err != nil {
 		return err
@@ -47,18 +42,19 @@ func (r *Registry) recover() error {
 	})
 }
 
-// Resume tries again what OpenWriter could not finish, and returns why some of it still cannot be.
-func (r *Registry) Resume() (errs []error) {
+// Resume finishes intents that were cut off. waiting tells, one error for each, of those that cannot be
+// finished now: OpenWriter has tried, but what was in the way may be mended since.
+func (r *Registry) Resume() (waiting []error, err error) {
 	ins, err := readIntents(r.db, "")
-	if err != nil {
-		return []error{err}
-	}
 	for _, in := range ins {
 		if err := r.resume(in.Release); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", in.Release, err))
+			waiting = append(waiting, fmt.Errorf("%s: %w", in.Release, err))
+		}
+		for _, a := range in.Attempts {
+			r.resumed = append(r.resumed, a.ID)
 		}
 	}
-	return errs
+	return waiting, err
 }
 
 // Unfinished tells, one line for each thing, what has been begun and not ended.

@@ -30,10 +30,12 @@ func (r *Registry) Remedy(ctx context.Context, root kernel.Root, d Drift) (*Reme
 	case ObjectBlob:
 		return r.blobRemedy(ctx, root, d)
 	case ObjectKernel:
-		if d.Kind == DriftGone {
+		switch d.Kind {
+		case DriftGone:
 			return &Remedy{"forget what was installed for " + d.Release, func() error { return r.forgetKernel(d.Release) }}, nil
+		case DriftModified:
+			return &Remedy{"record the new state of " + d.Release, func() error { return r.refresh(d.Release) }}, nil
 		}
-		return &Remedy{"record the new state of " + d.Release, func() error { return r.refresh(d.Release) }}, nil
 	case ObjectOriginal:
 		return &Remedy{"record what " + d.Module + " shadows now", func() error { return r.refresh(d.Release) }}, nil
 	case ObjectInstalled:

@@ -90,15 +90,15 @@ func (r *repairer) resume() error {
 		return err
 	}
 	told := len(r.reg.Recovered())
-	errs := r.reg.Resume()
+	waiting, err := r.reg.Resume()
 	for _, line := range r.reg.Recovered()[told:] {
 		r.changed("recovered: %s", line)
 	}
-	for _, err := range errs {
+	for _, why := range waiting {
 		r.tried++
-		r.fail(fmt.Errorf("repair: %w", err))
+		r.fail(fmt.Errorf("repair: %w", why))
 	}
-	return nil
+	return err
 }
 
 // openSound opens the registry; a database that is damaged is made anew first.
@@ -179,10 +179,6 @@ func (r *repairer) mendAll(ctx context.Context) (more bool, err error) {
 	for _, d := range drifts {
 		if slices.ContainsFunc(seen, func(m mending) bool { return m.Drift == d && (m.Error != "" || m.How == "") }) {
 			continue // in vain
-		}
-		if d.Kind == driftUnreadable {
-			r.leave(d)
-			continue
 		}
 		remedy, err := r.reg.Remedy(ctx, r.root, d)
 		switch {

@@ -115,40 +115,43 @@ func unquote(value string) string {
 	return strings.NewReplacer(`\\`, `\`, `\"`, `"`).Replace(inner)
 }
 
-// machines maps configuration names to what uname -m says on such a kernel;
-// the first that is set counts.
-var machines = []struct{ name, machine string }{
-	{"X86_64", "x86_64"},
-	{"X86_32", "i686"},
-	{"ARM64", "aarch64"},
-	{"CPU_V7", "armv7l"},
-	{"CPU_V6", "armv6l"},
-	{"PPC64", "ppc64"}, // ppc64le with CPU_LITTLE_ENDIAN
-	{"PPC32", "ppc"},
-	{"S390", "s390x"},
-	{"ARCH_RV64I", "riscv64"},
-	{"ARCH_RV32I", "riscv32"},
-	{"LOONGARCH", "loongarch64"},
-	{"MIPS", "mips"}, // mips64 with 64BIT
+// machines are what uname -m says on a kernel of whose configuration all these names are
+// set; the first counts.
+var machines = []struct {
+	machine string
+	names   []string
+}{
+	{"x86_64", []string{"X86_64"}},
+	{"i686", []string{"X86_32"}},
+	{"aarch64", []string{"ARM64"}},
+	{"armv7l", []string{"CPU_V7"}},
+	{"armv6l", []string{"CPU_V6"}},
+	{"ppc64le", []string{"PPC64", "CPU_LITTLE_ENDIAN"}},
+	{"ppc64", []string{"PPC64"}},
+	{"ppc", []string{"PPC32"}},
+	{"s390x", []string{"S390"}},
+	{"riscv64", []string{"ARCH_RV64I"}},
+	{"riscv32", []string{"ARCH_RV32I"}},
+	{"loongarch64", []string{"LOONGARCH"}},
+	{"mips64", []string{"MIPS", "64BIT"}},
+	{"mips", []string{"MIPS"}},
 }
 
 // machine returns the uname -m name of the kernel's processor, or "".
 func (c Config) machine() (string, error) {
 	for _, m := range machines {
-		if set, err := c.Has(m.name); err != nil {
-			return "", err
-		} else if !set {
-			continue
+		if all, err := c.hasAll(m.names); all || err != nil {
+			return m.machine, err
 		}
-		wide := map[string]struct{ name, machine string }{"PPC64": {"CPU_LITTLE_ENDIAN", "ppc64le"}, "MIPS": {"64BIT", "mips64"}}[m.name]
-		if wide.name == "" {
-			return m.machine, nil
-		}
-		set, err := c.Has(wide.name)
-		if set {
-			return wide.machine, err
-		}
-		return m.machine, err
 	}
 	return "", nil
+}
+
+func (c Config) hasAll(exprs []string) (bool, error) {
+	for _, expr := range exprs {
+		if has, err := c.Has(expr); !has || err != nil {
+			return false, err
+		}
+	}
+	return true, nil
 }
