@@ -308,17 +308,7 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step) (
 		err = errors.Join(err, j.reg.FinishAttempt(attempt))
 	}()
 
-	source := filepath.Join(work, "source")
-	if err := os.Mkdir(source, 0o755); err != nil {
-		return err
-	}
-	if err := j.reg.Extract(src, source); err != nil {
-		return err
-	}
-	built, err := build.Run(ctx, build.Job{
-		Manifest: s.Manifest, Kernel: s.Kernel, Root: j.root, Source: source,
-		Toolchain: s.Toolchain, Log: log, Jobs: runtime.NumCPU(),
-	})
+	modules, files, err := j.produce(ctx, src, s, work, log)
 	digest, logErr := j.keepLog(context.WithoutCancel(ctx), log)
 	attempt.Log = digest
 	if err != nil {
@@ -327,24 +317,44 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step) (
 	if logErr != nil {
 		return logErr
 	}
-	art := registry.Artifact{
+	art, err := j.reg.PutArtifact(ctx, registry.Artifact{
 		Package: s.Package, Version: s.Version, Release: s.Release,
-		InputHash: s.InputHash, Inputs: registryInputs(s.Inputs), Log: digest,
+		InputHash: s.InputHash, Inputs: registryInputs(s.Inputs), Modules: modules, Log: digest,
 		Compiler: s.Toolchain.Identity, Built: attempt.Started, Seconds: time.Since(attempt.Started).Seconds(),
-	}
-	files := map[string]string{}
-	for _, b := range built {
-		m, file, err := take(source, b, work)
-		if err != nil {
-			return err
-		}
-		art.Modules = append(art.Modules, m)
-		files[m.Name] = file
-	}
-	art, err = j.reg.PutArtifact(ctx, art, files)
+	}, files)
 	attempt.Artifact = art.Digest
 	j.newest = nil // there is a newer one
 	return err
+}
+
+// produce builds a step from the registry's copy of its source, inside work, a folder
+// for this alone. files leads from the name of each module to its .ko, where the build user
+// cannot change it.
+func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, work string, log io.Writer) (modules []registry.Module, files map[string]string, err error) {
+	source := filepath.Join(work, "source")
+	if err := os.Mkdir(source, 0o755); err != nil {
+		return nil, nil, err
+	}
+	if err := j.reg.Extract(src, source); err != nil {
+		return nil, nil, err
+	}
+	built, err := build.Run(ctx, build.Job{
+		Manifest: s.Manifest, Kernel: s.Kernel, Root: j.root, Source: source,
+		Toolchain: s.Toolchain, Log: log, Jobs: runtime.NumCPU(),
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	files = map[string]string{}
+	for _, b := range built {
+		m, file, err := take(source, b, work)
+		if err != nil {
+			return nil, nil, err
+		}
+		modules = append(modules, m)
+		files[m.Name] = file
+	}
+	return modules, files, nil
 }
 
 func registryInputs(in []build.Input) (out []registry.Input) {
