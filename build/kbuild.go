@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,11 +21,12 @@ import (
 type Job struct {
 	Manifest  *Manifest
 	Kernel    kernel.Release
-	Root      kernel.Root // where Kernel is; the toolchain is always this machine's
-	Source    string      // folder with a private copy of the source: it is written to, and given to the build user
-	Toolchain *Toolchain  // from Inputs
-	Log       io.Writer   // what was run, as whom, behind which wall, and what it printed, up to 64 MiB
-	Jobs      int         // make -j; less than 1 is 1
+	Root      kernel.Root  // where Kernel is; the toolchain is always this machine's
+	Source    string       // folder with a private copy of the source: it is written to, and given to the build user
+	Toolchain *Toolchain   // from Inputs
+	Log       io.Writer    // what was run, as whom, behind which wall, and what it printed, up to 64 MiB
+	At        func(string) // told what the build has come to: "patch", "CC hello.o"; may be nil
+	Jobserver *Jobserver   // what it may run at once, beside other Jobs; nil is one compiler
 }
 
 // Built is one module that a Job made.
@@ -172,13 +174,12 @@ func (r *run) ownProgram(name string) error {
 func (r *run) kbuild() []string {
 	argv := []string{"make", "-C", r.wall.tree(r.Kernel), "M=" + r.wall.work(), "CC=" + r.Toolchain.Path}
 	argv = append(argv, r.Toolchain.flags()...)
-	argv = append(argv, "-j"+strconv.Itoa(max(r.Jobs, 1)))
 	return append(argv, r.Manifest.Build.Targets...)
 }
 
 // expand puts the values of the placeholders into a prepare step.
 func (r *run) expand(argv []string) []string {
-	values := []string{r.wall.tree(r.Kernel), r.wall.work(), r.Kernel.Name, r.Kernel.Arch, r.Toolchain.Path, strconv.Itoa(max(r.Jobs, 1))}
+	values := []string{r.wall.tree(r.Kernel), r.wall.work(), r.Kernel.Name, r.Kernel.Arch, r.Toolchain.Path, strconv.Itoa(r.Jobserver.Tokens())}
 	var pairs []string
 	for i, name := range placeholders {
 		pairs = append(pairs, name, values[i])
@@ -194,6 +195,7 @@ func (r *run) expand(argv []string) []string {
 // step runs one command behind the wall, in the copy of the source.
 func (r *run) step(ctx context.Context, name string, argv ...string) error {
 	fmt.Fprintf(r.Log, "+ %s\n", quote(argv))
+	r.at(name)
 	file := argv[0]
 	if !strings.Contains(file, "/") {
 		var err error
@@ -203,7 +205,12 @@ func (r *run) step(ctx context.Context, name string, argv ...string) error {
 		}
 	}
 	r.telling = telling{}
-	out := &lines{to: r.Log, each: r.telling.read}
+	out := &lines{to: r.Log, each: func(line string) {
+		r.telling.read(line)
+		if short := shortLog.FindStringSubmatch(line); short != nil {
+			r.at(short[1] + " " + strings.TrimPrefix(short[2], r.wall.work()+"/"))
+		}
+	}}
 	err := r.wall.run(ctx, file, argv, out)
 	out.flush()
 	if err == nil || ctx.Err() != nil {
@@ -211,6 +218,15 @@ func (r *run) step(ctx context.Context, name string, argv ...string) error {
 	}
 	fmt.Fprintf(r.Log, "%s: %v\n", argv[0], err)
 	return r.failed(name, fmt.Errorf("%s: %w", argv[0], err))
+}
+
+// shortLog is how kbuild says what it makes: "  CC [M]  /tmp/kmodctl/hello-1.0/hello.o".
+var shortLog = regexp.MustCompile(`^  ([A-Z]+) (?:\[M\])? +(\S+)$`)
+
+func (r *run) at(step string) {
+	if r.At != nil {
+		r.At(step)
+	}
 }
 
 func (r *run) failed(step string, err error) *Error {

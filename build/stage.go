@@ -20,6 +20,7 @@ const stageName = "kmodctl-build-stage"
 const (
 	lifeFD   = 3 // a pipe that hangs up when the parent dies
 	statusFD = 4 // takes a setupError; closed by a successful exec
+	jobsFD   = 5 // with the next one the Jobserver's two ends, if there is one; make's too
 )
 
 const opExec = "exec"
@@ -83,6 +84,13 @@ func (w *wall) enter() error {
 	}
 	if w.File == "" {
 		os.Exit(0)
+	}
+	if w.Jobs {
+		for _, fd := range []uintptr{jobsFD, jobsFD + 1} {
+			if _, err := unix.FcntlInt(fd, unix.F_SETFD, 0); err != nil {
+				return failed("pass the jobserver on", err)
+			}
+		}
 	}
 	return failed(opExec, unix.Exec(w.File, w.Argv, os.Environ()))
 }

@@ -33,6 +33,9 @@ func (w wall) supervise() error {
 	cmd.Args = []string{stageName, string(message)}
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{life, status}
+	if w.Jobs {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, os.NewFile(jobsFD, "jobs"), os.NewFile(jobsFD+1, "jobs"))
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return failed("start the stage", err)

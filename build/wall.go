@@ -33,10 +33,12 @@ type wall struct {
 	GID    int
 
 	Supervised bool // without a namespace: the stage child has a supervisor
+	Jobs       bool // it is born with the Jobserver's descriptors
 
 	File string   // the program; "" only tries the wall
 	Argv []string // its arguments
 
+	jobs *Jobserver
 	root bool // the kernel is one of a root: it cannot be built for without a namespace
 }
 
@@ -100,7 +102,12 @@ func newWall(j Job) wall {
 		// The same place for everyone: it gets into the bytes (__FILE__, the build-id) and the log.
 		Work:  filepath.Join(workRoot, j.Manifest.Name+"-"+j.Manifest.Version),
 		Binds: treeBinds(j.Root, j.Kernel),
+		Jobs:  j.Jobserver != nil,
+		jobs:  j.Jobserver,
 		root:  !j.Root.IsHost(),
+	}
+	if w.Jobs {
+		w.Binds = append(w.Binds, bind{filepath.Dir(j.Jobserver.fifo), jobsAt})
 	}
 	w.UID, w.GID, w.Drop = User()
 	if w.Drop && !under(j.Kernel.Tree.Path, "/tmp") && !w.reaches(filepath.Dir(j.Kernel.Tree.Path)) {
@@ -142,6 +149,14 @@ func (w *wall) work() string {
 		return w.Work
 	}
 	return w.Source
+}
+
+// fifo is the Jobserver's path as the build sees it.
+func (w *wall) fifo() string {
+	if w.Work != "" {
+		return filepath.Join(jobsAt, filepath.Base(w.jobs.fifo))
+	}
+	return w.jobs.fifo
 }
 
 // treeBinds lists the folders that kbuild will look for at absolute paths.
@@ -258,6 +273,17 @@ func (w wall) run(ctx context.Context, file string, argv []string, out io.Writer
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.ExtraFiles = []*os.File{lifeR, statusW} // lifeFD, statusFD
+	if w.Jobs {
+		ends, err := w.jobs.open()
+		for _, end := range ends {
+			defer end.Close()
+		}
+		if err != nil {
+			return err
+		}
+		cmd.ExtraFiles = append(cmd.ExtraFiles, ends...) // jobsFD
+		cmd.Env = append(cmd.Env, w.jobs.flags(w.fifo()))
+	}
 	cmd.SysProcAttr = w.attributes()
 	if w.Work == "" {
 		cmd.Cancel = lifeW.Close // the supervisor has to outlive the others

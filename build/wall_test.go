@@ -51,7 +51,7 @@ func helper(dir string) int {
 			fmt.Println(err)
 			return 1
 		}
-		built, err := Run(context.Background(), Job{Manifest: m, Kernel: k, Root: "/", Source: dir, Toolchain: chain, Log: os.Stdout, Jobs: 2})
+		built, err := Run(context.Background(), Job{Manifest: m, Kernel: k, Root: "/", Source: dir, Toolchain: chain, Log: os.Stdout})
 		if err != nil {
 			fmt.Println(err)
 			return 1

@@ -133,6 +133,21 @@ func (r *Registry) Failures(packages ...string) ([]Attempt, error) {
 	return as, nil
 }
 
+// Builds returns, of some packages or of all when none is named, the last build of each version
+// for each kernel release that went well, oldest first: Package, Version, Release and Seconds.
+func (r *Registry) Builds(packages ...string) ([]Attempt, error) {
+	of, args := ofPackages(packages)
+	as, err := collect(r.db, func(rows *sql.Rows, a *Attempt) error {
+		return rows.Scan(&a.Package, &a.Version, &a.Release, &a.Seconds)
+	}, `SELECT package, version, release, seconds FROM attempt WHERE id IN (
+		SELECT max(id) FROM attempt WHERE op = 'build' AND outcome IN ('ok', 'failed') AND outcome = 'ok'`+of+`
+		GROUP BY package, version, release) ORDER BY id`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read attempts: %w", err)
+	}
+	return as, nil
+}
+
 // Inputs returns what a build attempt's InputHash stands for; none when it is not known.
 func (r *Registry) Inputs(hash string) ([]Input, error) {
 	texts, err := collect(r.db, scanText, `SELECT inputs FROM inputs WHERE hash = ?`, hash)
