@@ -11,7 +11,7 @@ import (
 // run is the whole program: it carries out argv and returns the exit code.
 // Data goes to stdout, everything for people to stderr.
 func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
-	e := &env{out: stdout, err: stderr}
+	e := &env{out: stdout, err: newScreen(stderr)}
 	app := newApp(e)
 	if last := argv[len(argv)-1]; last != "--generate-bash-completion" {
 		arranged, err := arrange(app, argv)

@@ -7,7 +7,7 @@ import (
 )
 
 func TestArrange(t *testing.T) {
-	app := newApp(&env{out: io.Discard, err: io.Discard})
+	app := newApp(&env{out: io.Discard, err: newScreen(io.Discard)})
 	for _, c := range []struct{ in, want string }{
 		{"build hello -k 6.1", "build -k 6.1 -- hello"},
 		{"build -k 6.1 hello -k=6.12 --no-install", "build -k 6.1 -k=6.12 --no-install -- hello"},

@@ -124,7 +124,7 @@ func newStore(t testing.TB, packages int) string {
 	reg, err := registry.OpenWriter(t.Context(), filepath.Join(root, "var/lib/kmodctl"), kernel.Root(root), registry.WriterOptions{Command: "bench"})
 	ok(err)
 	defer func() { ok(reg.Close()) }()
-	j := &job{env: &env{root: kernel.Root(root), quiet: true, err: os.Stderr}, reg: reg}
+	j := &job{env: &env{root: kernel.Root(root), quiet: true, err: newScreen(os.Stderr)}, reg: reg}
 	planner := build.Planner{FileFact: reg.FileFact}
 	due := map[string][]registry.Artifact{}
 	file := filepath.Join(root, "x.ko")

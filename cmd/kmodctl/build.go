@@ -82,17 +82,18 @@ func (e *env) build(ctx context.Context, args, releases []string, install bool) 
 	}
 	for _, k := range lacking {
 		if k.Err != nil && len(steps) > 0 {
-			j.tried++
+			j.begun()
 			j.fail(fmt.Errorf("build for %s: %w", k.Name, k.Err))
 		}
 	}
-	if err := j.buildAll(ctx, choices, steps); err != nil {
-		return err
-	}
+	place := func(kernel.Release) error { return nil }
 	if install {
-		if err := j.installAll(ctx, choices, kernels, false); err != nil {
+		if place, err = j.placer(ctx, choices, false); err != nil {
 			return err
 		}
+	}
+	if err := j.buildAll(ctx, choices, steps, kernels, place); err != nil {
+		return err
 	}
 	if e.json {
 		if err := e.document("build", map[string]any{"dry_run": e.dryRun, "steps": j.results(steps), "installs": orEmpty(j.installs)}); err != nil {

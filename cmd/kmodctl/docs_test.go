@@ -19,7 +19,7 @@ const cliDoc = "../../docs/cli.md"
 
 // TestCLIDocs holds docs/cli.md to what the commands say of themselves.
 func TestCLIDocs(t *testing.T) {
-	want := cliMarkdown(newApp(&env{out: io.Discard, err: io.Discard}))
+	want := cliMarkdown(newApp(&env{out: io.Discard, err: newScreen(io.Discard)}))
 	if *update {
 		if err := os.WriteFile(cliDoc, []byte(want), 0o644); err != nil {
 			t.Fatal(err)

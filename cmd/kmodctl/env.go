@@ -27,7 +27,8 @@ type env struct {
 	quiet    bool
 	verbose  bool
 	patience time.Duration // to wait for another kmodctl, as registry.WriterOptions.Timeout
-	out, err io.Writer
+	out      io.Writer
+	err      *screen
 }
 
 // setUp reads the global flags, before any command runs.
@@ -47,6 +48,9 @@ func (e *env) setUp(c *cli.Context) error {
 	e.root = kernel.Root(root)
 	e.json, e.dryRun = c.Bool("json"), c.Bool("dry-run")
 	e.quiet, e.verbose = c.Bool("quiet"), c.Bool("verbose")
+	if e.quiet {
+		e.err.columns = nil
+	}
 	if c.IsSet("lock-timeout") {
 		switch e.patience = c.Duration("lock-timeout"); {
 		case e.patience < 0:

@@ -106,7 +106,7 @@ func TestHints(t *testing.T) {
 // TestReport holds the shape of an error that the kernel's own words explain.
 func TestReport(t *testing.T) {
 	var stderr bytes.Buffer
-	e := &env{err: &stderr}
+	e := &env{err: newScreen(&stderr)}
 	e.report(ofPackage{&loader.KernelError{
 		Op: loader.Insert, Module: "hello", Release: "6.1.0-56-amd64", BuiltFor: "6.12.117+deb12-amd64", Errno: unix.ENOEXEC,
 		Log:   []string{"hello: disagrees about version of symbol module_layout"},

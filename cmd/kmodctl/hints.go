@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -18,20 +19,21 @@ import (
 	"kmodctl/registry"
 )
 
-// report prints an error for people: the error, the evidence, what to try.
+// report prints an error for people: the error, the evidence, what to try. In one piece, since others may print too.
 func (e *env) report(err error) {
+	text := fmt.Sprintf("kmodctl: %v\n", err)
 	var some partly
 	if errors.As(err, &some) {
-		fmt.Fprintf(e.err, "kmodctl: %v\n", some)
-		return // each step's own error has been reported
+		text = fmt.Sprintf("kmodctl: %v\n", some) // each step's own error has been reported
+	} else {
+		for _, line := range evidence(err) {
+			text += "  " + line + "\n"
+		}
+		for _, hint := range hints(err) {
+			text += "  try:  " + hint + "\n"
+		}
 	}
-	fmt.Fprintf(e.err, "kmodctl: %v\n", err)
-	for _, line := range evidence(err) {
-		fmt.Fprintf(e.err, "  %s\n", line)
-	}
-	for _, hint := range hints(err) {
-		fmt.Fprintf(e.err, "  try:  %s\n", hint)
-	}
+	io.WriteString(e.err, text)
 }
 
 // consoleLines are the last lines of a dead guest's console that an error shows.

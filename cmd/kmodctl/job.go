@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +29,9 @@ type job struct {
 	willBe map[target]bool  // in a dry run, what would be built
 	force  bool             // shadow newer modules too
 
+	jobs *build.Jobserver // of the builds that go on; nil is one compiler at a time
+
+	mu       sync.Mutex // of all that follows, and of tried, errs and failed: several builds go on at once
 	installs []installStep
 	newest   map[artifactKey]*registry.Artifact // once read
 	pins     registry.Pins                      // read with them
@@ -43,6 +45,8 @@ type job struct {
 // know reads, once, what most steps of a command ask for: all newest artifacts, and
 // the pins. A pinned artifact stands for the newest of its version.
 func (j *job) know() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if j.newest != nil {
 		return nil
 	}
@@ -79,11 +83,22 @@ func (j *job) artifact(src registry.Source, release string) (registry.Artifact, 
 	if err := j.know(); err != nil {
 		return registry.Artifact{}, false, err
 	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	a, ok := j.newest[artifactKey{src.Name, src.Version, release}]
 	if !ok {
 		return registry.Artifact{}, false, nil
 	}
 	return *a, true, nil
+}
+
+// made puts an artifact that was just built in the place of the newest.
+func (j *job) made(a registry.Artifact) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.newest != nil {
+		j.newest[artifactKey{a.Package, a.Version, a.Release}] = &a
+	}
 }
 
 // choice is a source, and the kernels that a command works on it for.
@@ -158,10 +173,33 @@ func (j *job) results(steps []build.Step) (out []buildStep) {
 	return out
 }
 
+// begun counts a step that may fail.
+func (j *job) begun() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.tried++
+}
+
 // fail reports a step that failed and lets the others go on.
 func (j *job) fail(err error) {
+	j.mu.Lock()
 	j.errs = append(j.errs, err)
+	j.mu.Unlock()
 	j.report(err)
+}
+
+// notBuilt reports a build that failed: what is installed of its package stays.
+func (j *job) notBuilt(to target, err error) {
+	j.mu.Lock()
+	j.failed[to] = err
+	j.mu.Unlock()
+	j.fail(err)
+}
+
+func (j *job) hasFailed(to target) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.failed[to] != nil
 }
 
 // outcome is the error of the whole command.
@@ -231,54 +269,174 @@ func buildInputs(in []registry.Input) (out []build.Input) {
 	return out
 }
 
-// buildAll runs the steps that have to be built, one after the other, and goes on
-// when one fails.
-func (j *job) buildAll(ctx context.Context, choices []choice, steps []build.Step) error {
-	byName := map[string]registry.Source{}
-	for _, c := range choices {
-		byName[c.Name+"@"+c.Version] = c.Source
+// buildAll runs the steps that have to be built, as many at once as the machine has room
+// for, the longest first, and goes on when one fails. As soon as a kernel has all of
+// its own, place is called for it; an error of place ends nothing else.
+func (j *job) buildAll(ctx context.Context, choices []choice, steps []build.Step, kernels []kernel.Release, place func(kernel.Release) error) error {
+	todo := j.due(steps)
+	var errs []error
+	last := func(k kernel.Release) func() {
+		return func() {
+			if err := place(k); err != nil {
+				j.mu.Lock()
+				defer j.mu.Unlock()
+				errs = append(errs, err)
+			}
+		}
 	}
-	var todo []build.Step
+	if len(todo) == 0 {
+		for _, k := range kernels {
+			last(k)()
+		}
+		return errors.Join(errs...)
+	}
+	end, err := j.openJobs()
+	if err != nil {
+		return err
+	}
+	defer end()
+	expected, err := j.expected(todo)
+	if err != nil {
+		return err
+	}
+	rows := j.err.plan(titles(todo), expected, j.jobs.Tokens())
+	var tasks []build.Task
+	of := map[string][]int{} // the builds for a kernel
+	for i, s := range todo {
+		src := sourceOf(choices, s)
+		seconds := expected[i].Seconds()
+		if seconds == 0 {
+			seconds = j.guess(src)
+		}
+		of[s.Release] = append(of[s.Release], i)
+		tasks = append(tasks, build.Task{Seconds: seconds, Run: func() { j.buildStep(ctx, src, s, rows[i]) }})
+	}
+	for _, k := range kernels {
+		tasks = append(tasks, build.Task{After: of[k.Name], Run: last(k)})
+	}
+	if err := j.jobs.Schedule(ctx, tasks); err != nil {
+		return err
+	}
+	return errors.Join(errs...)
+}
+
+// due are the steps that have to be built; of those that cannot be, and in a dry run
+// of all, it tells.
+func (j *job) due(steps []build.Step) (todo []build.Step) {
 	j.willBe = map[target]bool{}
 	for _, s := range steps {
+		to := target{s.Package, s.Release}
 		switch {
 		case s.Action == build.ActionBuild && j.dryRun:
-			j.willBe[target{s.Package, s.Release}] = true
+			j.willBe[to] = true
 			j.would("build %s %s for %s: %s", s.Package, s.Version, s.Release, s.Reason)
 		case s.Action == build.ActionBuild:
 			todo = append(todo, s)
 		case s.Action == build.ActionFail:
-			j.tried++
-			j.failed[target{s.Package, s.Release}] = s.Err
-			j.fail(fmt.Errorf("build %s for %s: %w", s.Package, s.Release, s.Err))
+			j.begun()
+			j.notBuilt(to, fmt.Errorf("build %s for %s: %w", s.Package, s.Release, s.Err))
 		}
 	}
-	show := j.progress(len(todo))
-	for _, s := range todo {
-		start := time.Now()
-		j.tried++
-		end := show.step(fmt.Sprintf("build %s %s for %s", s.Package, s.Version, s.Release))
-		err := j.buildOne(ctx, byName[s.Package+"@"+s.Version], s)
-		end()
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+	return todo
+}
+
+// openJobs makes the jobserver of the builds to come; end takes it away.
+func (j *job) openJobs() (end func(), err error) {
+	dir, done, err := j.reg.NewWork("jobs")
+	if err != nil {
+		return nil, err
+	}
+	if j.jobs, err = build.NewJobserver(dir, build.Parallel()); err != nil {
+		done()
+		return nil, err
+	}
+	return func() {
+		j.jobs.Close()
+		done()
+	}, nil
+}
+
+// expected is how long each build takes by what the last one of its package took, for
+// the same kernel if there was one; 0 where there was none.
+func (j *job) expected(todo []build.Step) ([]time.Duration, error) {
+	builds, err := j.reg.Builds()
+	if err != nil {
+		return nil, err
+	}
+	last := map[target]float64{}
+	for _, b := range builds {
+		last[target{b.Package, b.Release}], last[target{pkg: b.Package}] = b.Seconds, b.Seconds
+	}
+	out := make([]time.Duration, len(todo))
+	for i, s := range todo {
+		seconds, ok := last[target{s.Package, s.Release}]
+		if !ok {
+			seconds = last[target{pkg: s.Package}]
 		}
-		if err != nil {
-			j.failed[target{s.Package, s.Release}] = err
-			j.fail(err)
-			continue
-		}
+		out[i] = time.Duration(seconds * float64(time.Second))
+	}
+	return out, nil
+}
+
+// guess orders packages that were never built, by the size of their sources: seconds, of a sort.
+func (j *job) guess(src registry.Source) float64 {
+	info, err := os.Stat(j.reg.BlobPath(src.Digest))
+	if err != nil {
+		return 0
+	}
+	return float64(info.Size()) / (100 << 10)
+}
+
+func titles(steps []build.Step) (texts []string) {
+	for _, s := range steps {
+		texts = append(texts, fmt.Sprintf("build %s %s for %s", s.Package, s.Version, s.Release))
+	}
+	return texts
+}
+
+func sourceOf(choices []choice, s build.Step) registry.Source {
+	i := slices.IndexFunc(choices, func(c choice) bool { return c.Name == s.Package && c.Version == s.Version })
+	return choices[i].Source
+}
+
+// buildStep builds one package for one kernel, and tells how that went.
+func (j *job) buildStep(ctx context.Context, src registry.Source, s build.Step, shown *row) {
+	j.begun()
+	start := time.Now()
+	shown.begin()
+	err := j.buildOne(ctx, src, s, shown)
+	shown.end()
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		j.notBuilt(target{s.Package, s.Release}, err)
+	default:
+		text := fmt.Sprintf("built %s %s for %s in %.1f s", s.Package, s.Version, s.Release, time.Since(start).Seconds())
 		if s.Toolchain.Note != "" {
-			j.say("note: %s", s.Toolchain.Note)
+			text = "note: " + s.Toolchain.Note + "\n" + text
 		}
-		j.say("built %s %s for %s in %.1f s", s.Package, s.Version, s.Release, time.Since(start).Seconds())
+		j.say("%s", text)
 	}
-	return nil
+}
+
+// buildAlone builds one package for one kernel, while nothing else is built.
+func (j *job) buildAlone(ctx context.Context, src registry.Source, s build.Step) (err error) {
+	end, err := j.openJobs()
+	if err != nil {
+		return err
+	}
+	defer end()
+	shown := j.err.plan(titles([]build.Step{s}), make([]time.Duration, 1), 1)[0]
+	shown.begin()
+	defer shown.end()
+	var failed error
+	err = j.jobs.Schedule(ctx, []build.Task{{Run: func() { failed = j.buildOne(ctx, src, s, shown) }}})
+	return errors.Join(failed, err)
 }
 
 // buildOne builds one package for one kernel and puts the artifact into the
 // registry. The attempt and its log are kept, however it ends.
-func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step) (err error) {
+func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step, shown *row) (err error) {
 	work, done, err := j.reg.NewWork(s.Package)
 	if err != nil {
 		return err
@@ -308,7 +466,7 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step) (
 		err = errors.Join(err, j.reg.FinishAttempt(attempt))
 	}()
 
-	modules, files, err := j.produce(ctx, src, s, work, log)
+	modules, files, err := j.produce(ctx, src, s, work, log, shown)
 	digest, logErr := j.keepLog(context.WithoutCancel(ctx), log)
 	attempt.Log = digest
 	if err != nil {
@@ -322,15 +480,18 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step) (
 		InputHash: s.InputHash, Inputs: registryInputs(s.Inputs), Modules: modules, Log: digest,
 		Compiler: s.Toolchain.Identity, Built: attempt.Started, Seconds: time.Since(attempt.Started).Seconds(),
 	}, files)
+	if err != nil {
+		return err
+	}
 	attempt.Artifact = art.Digest
-	j.newest = nil // there is a newer one
-	return err
+	j.made(art)
+	return nil
 }
 
 // produce builds a step from the registry's copy of its source, inside work, a folder
 // for this alone. files leads from the name of each module to its .ko, where the build user
 // cannot change it.
-func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, work string, log io.Writer) (modules []registry.Module, files map[string]string, err error) {
+func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, work string, log io.Writer, shown *row) (modules []registry.Module, files map[string]string, err error) {
 	source := filepath.Join(work, "source")
 	if err := os.Mkdir(source, 0o755); err != nil {
 		return nil, nil, err
@@ -340,7 +501,7 @@ func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, wo
 	}
 	built, err := build.Run(ctx, build.Job{
 		Manifest: s.Manifest, Kernel: s.Kernel, Root: j.root, Source: source,
-		Toolchain: s.Toolchain, Log: log, Jobs: runtime.NumCPU(),
+		Toolchain: s.Toolchain, Log: log, Jobserver: j.jobs, At: shown.at,
 	})
 	if err != nil {
 		return nil, nil, err
@@ -400,13 +561,26 @@ func moduleFacts(info *ko.Info) registry.Module {
 	}
 }
 
-// installAll installs the artifact of each source for each of its kernels: one
-// module index update per kernel, and none where all is in place. thorough reads
-// what is installed instead of looking at sizes and times.
+// installAll installs the artifact of each source for each of its kernels.
 func (j *job) installAll(ctx context.Context, choices []choice, kernels []kernel.Release, thorough bool) error {
-	installs, err := j.reg.Installs()
+	place, err := j.placer(ctx, choices, thorough)
 	if err != nil {
 		return err
+	}
+	var errs []error
+	for _, k := range kernels {
+		errs = append(errs, place(k))
+	}
+	return errors.Join(errs...)
+}
+
+// placer returns what installs, for a kernel, the artifact of each source that is to be there:
+// with one module index update, and with none where all is in place. thorough reads what
+// is installed instead of looking at sizes and times. Kernels may be served at the same time.
+func (j *job) placer(ctx context.Context, choices []choice, thorough bool) (place func(kernel.Release) error, err error) {
+	installs, err := j.reg.Installs()
+	if err != nil {
+		return nil, err
 	}
 	damaged := map[target]bool{}
 	if thorough {
@@ -415,14 +589,14 @@ func (j *job) installAll(ctx context.Context, choices []choice, kernels []kernel
 		}
 		drift, err := registry.ReadAt(j.root, slices.DeleteFunc(slices.Clone(installs), func(i registry.Install) bool { return !asked(i) }))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		for _, d := range drift {
 			damaged[target{d.Package, d.Release}] = true
 		}
 	}
 	placed := byTarget(installs)
-	for _, k := range kernels {
+	return func(k kernel.Release) error {
 		var due []registry.Artifact
 		for _, c := range choices {
 			if !c.covers(k.Name) {
@@ -436,15 +610,12 @@ func (j *job) installAll(ctx context.Context, choices []choice, kernels []kernel
 			if j.willBe[to] {
 				art, ok = registry.Artifact{Package: c.Name, Version: c.Version, Release: k.Name}, true
 			}
-			if ok && j.failed[to] == nil && (damaged[to] || j.willBe[to] || !j.inPlace(art, placed[to])) {
+			if ok && !j.hasFailed(to) && (damaged[to] || j.willBe[to] || !j.inPlace(art, placed[to])) {
 				due = append(due, art)
 			}
 		}
-		if err := j.installFor(ctx, k, j.withholdSome(k, due, installs, thorough)); err != nil {
-			return err
-		}
-	}
-	return nil
+		return j.installFor(ctx, k, j.withholdSome(k, due, installs, thorough))
+	}, nil
 }
 
 // installFor installs artifacts for one kernel. A package that cannot be installed
@@ -455,7 +626,7 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 		return nil
 	}
 	if k.Modules == "" && k.Err != nil && len(due) > 0 {
-		j.tried++
+		j.begun()
 		j.fail(fmt.Errorf("install for %s: %w", k.Name, k.Err))
 		for _, art := range due {
 			j.installed(art, "failed", k.Err.Error())
@@ -470,7 +641,7 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 		return nil
 	}
 	for len(due) > 0 {
-		end := j.progress(1).step("install for " + k.Name)
+		end := j.err.show("install for " + k.Name)
 		res, err := j.reg.Install(ctx, k.Name, due)
 		end()
 		if ctx.Err() != nil {
@@ -478,7 +649,7 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 		}
 		if err == nil {
 			if len(res.Changes) > 0 || res.Depmod {
-				j.tried++
+				j.begun()
 				for _, art := range due {
 					j.installed(art, "installed", "")
 					j.changed("installed %s %s for %s%s", art.Package, art.Version, k.Name, originals(res, art.Package, "shadows"))
@@ -486,7 +657,7 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 			}
 			return nil
 		}
-		j.tried++
+		j.begun()
 		j.fail(err)
 		// Of a package to blame the others are free; else all have failed.
 		var one *registry.PackageError
@@ -521,9 +692,12 @@ func originals(res registry.Result, pkg, verb string) string {
 
 // keep tells of artifacts that stay in the registry, and where they are there.
 func (j *job) keep(due []registry.Artifact, why string) {
+	j.mu.Lock()
+	idle := j.tried == 0
+	j.mu.Unlock()
 	for _, art := range due {
 		j.installed(art, "kept", why)
-		if j.tried == 0 && !j.verbose || j.dryRun {
+		if idle && !j.verbose || j.dryRun {
 			continue
 		}
 		j.say("%s %s for %s is built and not installed: %s", art.Package, art.Version, art.Release, why)
@@ -535,6 +709,8 @@ func (j *job) keep(due []registry.Artifact, why string) {
 
 // installed notes how an install went.
 func (j *job) installed(art registry.Artifact, outcome, why string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	j.installs = append(j.installs, installStep{art.Package, art.Version, art.Release, outcome, why})
 }
 
@@ -591,6 +767,8 @@ func (j *job) inPlace(art registry.Artifact, rows []registry.Install) bool {
 
 // folder resolves a folder inside the root, once: packages share a few.
 func (j *job) folder(name string) string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if path, ok := j.folders[name]; ok {
 		return path
 	}

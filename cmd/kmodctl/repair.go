@@ -121,7 +121,7 @@ func (r *repairer) rebuild(ctx context.Context, d registry.Drift) (*registry.Reg
 	if err != nil {
 		return nil, err
 	}
-	end := r.progress(1).step("make the database anew")
+	end := r.err.show("make the database anew")
 	told, err := registry.Rebuild(ctx, dir, r.root, r.writerOptions("repair"), readManifest)
 	end()
 	if err != nil {
@@ -325,7 +325,7 @@ func (r *repairer) buildAgain(ctx context.Context, d registry.Drift) (made regis
 	case build.ActionSkip:
 		return made, errors.New(step.Reason)
 	}
-	if err := r.buildOne(ctx, src, step); err != nil {
+	if err := r.buildAlone(ctx, src, step); err != nil {
 		return made, err
 	}
 	made, _, err = r.reg.Artifact(d.Package, d.Version, d.Release)

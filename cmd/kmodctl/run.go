@@ -160,7 +160,7 @@ func (u unlogged) Unwrap() error { return u.error }
 
 func (e *env) buildForRun(ctx context.Context, reg *registry.Registry, dir string, m *build.Manifest, k kernel.Release) (registry.Artifact, error) {
 	quiet := *e
-	quiet.err, quiet.quiet = io.Discard, true
+	quiet.err, quiet.json = newScreen(io.Discard), false
 	j := &job{env: &quiet, reg: reg, failed: map[target]error{}}
 	src, err := j.add(ctx, dir)
 	if err != nil {
@@ -171,8 +171,8 @@ func (e *env) buildForRun(ctx context.Context, reg *registry.Registry, dir strin
 	if err != nil {
 		return registry.Artifact{}, err
 	}
-	end := e.progress(1).step(fmt.Sprintf("build %s for %s", m.Name, k.Name))
-	err = j.buildAll(ctx, choices, steps)
+	end := e.err.show(fmt.Sprintf("build %s for %s", m.Name, k.Name))
+	err = j.buildAll(ctx, choices, steps, nil, nil)
 	end()
 	if err == nil && len(j.errs) > 0 {
 		err = unlogged{j.errs[0]}

@@ -67,7 +67,7 @@ func (e *env) verify(ctx context.Context) error {
 	default:
 		defer reg.Close()
 		j := &job{env: e, reg: reg}
-		end := e.progress(1).step("read the registry and what is installed")
+		end := e.err.show("read the registry and what is installed")
 		drifts, err = j.drifts(ctx)
 		end()
 		if err != nil {

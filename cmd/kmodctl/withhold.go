@@ -31,7 +31,7 @@ func (j *job) withholdSome(k kernel.Release, due []registry.Artifact, installs [
 		case err == nil:
 			rest = append(rest, art)
 		case asked, !errors.As(err, &why): // what cannot be looked at is no other kernel's matter
-			j.tried++
+			j.begun()
 			j.fail(err)
 			j.installed(art, "failed", err.Error())
 		default:
