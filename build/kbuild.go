@@ -21,12 +21,12 @@ import (
 type Job struct {
 	Manifest  *Manifest
 	Kernel    kernel.Release
-	Root      kernel.Root  // where Kernel is; the toolchain is always this machine's
-	Source    string       // folder with a private copy of the source: it is written to, and given to the build user
-	Toolchain *Toolchain   // from Inputs
-	Log       io.Writer    // what was run, as whom, behind which wall, and what it printed, up to 64 MiB
-	At        func(string) // told what the build has come to: "patch", "CC hello.o"; may be nil
-	Jobserver *Jobserver   // what it may run at once, beside other Jobs; nil is one compiler
+	Root      kernel.Root             // where Kernel is; the toolchain is always this machine's
+	Source    string                  // folder with a private copy of the source: it is written to, and given to the build user
+	Toolchain *Toolchain              // from Inputs
+	Log       io.Writer               // what was run, as whom, behind which wall, and what it printed, up to 64 MiB
+	At        func(step, what string) // told what it has come to: the step of an Error, or "isolate"; in make also "CC hello.o". May be nil
+	Jobserver *Jobserver              // what it may run at once, beside other Jobs; nil is one compiler
 }
 
 // Built is one module that a Job made.
@@ -108,6 +108,7 @@ func (r *run) build(ctx context.Context) ([]Built, error) {
 	if r.Toolchain.Note != "" {
 		fmt.Fprintf(r.Log, "note: %s\n", r.Toolchain.Note)
 	}
+	r.at("isolate", "")
 	if err := r.wall.probe(ctx, r.Log); err != nil {
 		return nil, err
 	}
@@ -137,6 +138,7 @@ func (r *run) build(ctx context.Context) ([]Built, error) {
 	if err := r.step(ctx, "make", r.kbuild()...); err != nil {
 		return nil, err
 	}
+	r.at("collect", "")
 	built, err := r.collect()
 	if err != nil {
 		return nil, err
@@ -195,7 +197,7 @@ func (r *run) expand(argv []string) []string {
 // step runs one command behind the wall, in the copy of the source.
 func (r *run) step(ctx context.Context, name string, argv ...string) error {
 	fmt.Fprintf(r.Log, "+ %s\n", quote(argv))
-	r.at(name)
+	r.at(name, "")
 	file := argv[0]
 	if !strings.Contains(file, "/") {
 		var err error
@@ -208,7 +210,7 @@ func (r *run) step(ctx context.Context, name string, argv ...string) error {
 	out := &lines{to: r.Log, each: func(line string) {
 		r.telling.read(line)
 		if short := shortLog.FindStringSubmatch(line); short != nil {
-			r.at(short[1] + " " + strings.TrimPrefix(short[2], r.wall.work()+"/"))
+			r.at(name, short[1]+" "+strings.TrimPrefix(short[2], r.wall.work()+"/"))
 		}
 	}}
 	err := r.wall.run(ctx, file, argv, out)
@@ -223,9 +225,9 @@ func (r *run) step(ctx context.Context, name string, argv ...string) error {
 // shortLog is how kbuild says what it makes: "  CC [M]  /tmp/kmodctl/hello-1.0/hello.o".
 var shortLog = regexp.MustCompile(`^  ([A-Z]+) (?:\[M\])? +(\S+)$`)
 
-func (r *run) at(step string) {
+func (r *run) at(step, what string) {
 	if r.At != nil {
-		r.At(step)
+		r.At(step, what)
 	}
 }
 

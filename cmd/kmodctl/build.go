@@ -26,14 +26,22 @@ func cmdBuild(e *env) *cli.Command {
 			"(an argument with a slash, or \".\") is added to the registry first. Where a pin says another\n"+
 			"version than a folder or NAME@VERSION, that is built and not installed. Nothing that is live is\n"+
 			"touched. Without root the artifacts stay in a registry of your own, ~/.local/state/kmodctl.",
-			"kmodctl build ./hello", "kmodctl build", "kmodctl build hello -k 6.1.0-56-amd64 --no-install", "kmodctl build --dry-run"),
+			"kmodctl build ./hello", "kmodctl build", "kmodctl build hello -k 6.1.0-56-amd64 --no-install", "kmodctl build --dry-run",
+			"kmodctl build --watch ./hello -k 6.1.0-56-amd64 --no-install"),
 		Flags: []cli.Flag{
 			kernelFlag("only for kernel `RELEASE` (repeatable)"),
 			&cli.BoolFlag{Name: "no-install", Usage: "leave the artifacts in the registry"},
+			&cli.BoolFlag{Name: "keep", Usage: "leave a copy of each build's folder in " + keptIn + " and print how to go on there"},
+			&cli.BoolFlag{Name: "timings", Usage: "tell where each build's time went"},
+			&cli.BoolFlag{Name: "watch", Usage: "build the folders again whenever one of their files is saved, until Ctrl-C"},
 		},
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
-			return e.build(c.Context, c.Args().Slice(), c.StringSlice("kernel"), !c.Bool("no-install"))
+			o := buildOptions{releases: c.StringSlice("kernel"), install: !c.Bool("no-install"), keep: c.Bool("keep"), timings: c.Bool("timings")}
+			if c.Bool("watch") {
+				return e.watch(c.Context, c.Args().Slice(), o)
+			}
+			return e.build(c.Context, c.Args().Slice(), o)
 		},
 	}
 }
@@ -41,17 +49,23 @@ func cmdBuild(e *env) *cli.Command {
 // isPath tells a folder or file on the command line from a name.
 func isPath(arg string) bool { return arg == "." || arg == ".." || strings.Contains(arg, "/") }
 
-func (e *env) build(ctx context.Context, args, releases []string, install bool) error {
+// buildOptions are the flags of build.
+type buildOptions struct {
+	releases               []string
+	install, keep, timings bool
+}
+
+func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
 	if err := checkFolders(args); err != nil {
 		return err
 	}
-	kernels, lacking, unfit := e.buildable(releases)
+	kernels, lacking, unfit := e.buildable(o.releases)
 	var unknown *kernel.NotFoundError
 	if errors.As(unfit, &unknown) {
 		return unfit
 	}
 	if unfit != nil && e.nothingRegistered(ctx) {
-		if len(args)+len(releases) > 0 {
+		if len(args)+len(o.releases) > 0 {
 			return unfit
 		}
 		kernels, lacking, unfit = nil, nil, nil // a machine without headers and without packages is well
@@ -64,7 +78,7 @@ func (e *env) build(ctx context.Context, args, releases []string, install bool) 
 	if unfit != nil { // what was cut off is finished all the same
 		return unfit
 	}
-	j := &job{env: e, reg: reg, failed: map[target]error{}, named: map[string]bool{}}
+	j := &job{env: e, reg: reg, failed: map[target]error{}, named: map[string]bool{}, events: e.json, kept: o.keep, timings: o.timings}
 	sources, err := j.sources(ctx, args)
 	if err != nil {
 		return err
@@ -87,7 +101,7 @@ func (e *env) build(ctx context.Context, args, releases []string, install bool) 
 		}
 	}
 	place := func(kernel.Release) error { return nil }
-	if install {
+	if o.install {
 		if place, err = j.placer(ctx, choices, false); err != nil {
 			return err
 		}
@@ -96,7 +110,7 @@ func (e *env) build(ctx context.Context, args, releases []string, install bool) 
 		return err
 	}
 	if e.json {
-		if err := e.document("build", map[string]any{"dry_run": e.dryRun, "steps": j.results(steps), "installs": orEmpty(j.installs)}); err != nil {
+		if err := e.line("build", map[string]any{"dry_run": e.dryRun, "steps": j.results(steps), "installs": orEmpty(j.installs)}); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -82,18 +83,37 @@ func (e *env) would(format string, args ...any) {
 
 // document prints v as the JSON document of a command, named and versioned by schema.
 func (e *env) document(schema string, v any) error {
-	text, err := json.MarshalIndent(v, "", "  ")
+	text, err := named(schema, v)
 	if err != nil {
 		return err
 	}
-	head := fmt.Sprintf("{\n  \"schema\": %q", "kmodctl."+schema+"/1")
-	if body := strings.TrimPrefix(string(text), "{"); body != "}" {
-		head += "," + body
-	} else {
-		head += "\n}"
-	}
-	_, err = fmt.Fprintln(e.out, head)
+	var out bytes.Buffer
+	json.Indent(&out, text, "", "  ") // what Marshal made can be indented
+	_, err = fmt.Fprintln(e.out, &out)
 	return err
+}
+
+// line prints v as a document of one line, for commands that print several.
+func (e *env) line(schema string, v any) error {
+	text, err := named(schema, v)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(e.out, "%s\n", text)
+	return err
+}
+
+// named is v, a struct or a map, in JSON with its schema.
+func named(schema string, v any) ([]byte, error) {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	head := fmt.Sprintf(`{"schema":%q`, "kmodctl."+schema+"/1")
+	if len(text) > len("{}") {
+		head += ","
+	}
+	return append([]byte(head), text[1:]...), nil
 }
 
 // system is where the registry of the machine is, inside its root.

@@ -29,7 +29,10 @@ type job struct {
 	willBe map[target]bool  // in a dry run, what would be built
 	force  bool             // shadow newer modules too
 
-	jobs *build.Jobserver // of the builds that go on; nil is one compiler at a time
+	jobs    *build.Jobserver // of the builds that go on; nil is one compiler at a time
+	events  bool             // a line of JSON tells of each step of a build
+	timings bool             // a line tells where a build's time went
+	kept    bool             // folders of builds are left
 
 	mu       sync.Mutex // of all that follows, and of tried, errs and failed: several builds go on at once
 	installs []installStep
@@ -402,20 +405,25 @@ func sourceOf(choices []choice, s build.Step) registry.Source {
 // buildStep builds one package for one kernel, and tells how that went.
 func (j *job) buildStep(ctx context.Context, src registry.Source, s build.Step, shown *row) {
 	j.begun()
-	start := time.Now()
-	shown.begin()
-	err := j.buildOne(ctx, src, s, shown)
-	shown.end()
+	w := &follower{j: j, step: s, shown: shown}
+	w.begin()
+	err := j.buildOne(ctx, src, s, w.at)
 	switch {
 	case ctx.Err() != nil:
+		w.end("interrupted", nil)
 	case err != nil:
+		w.end("failed", err)
 		j.notBuilt(target{s.Package, s.Release}, err)
 	default:
-		text := fmt.Sprintf("built %s %s for %s in %.1f s", s.Package, s.Version, s.Release, time.Since(start).Seconds())
+		w.end("built", nil)
+		text := fmt.Sprintf("built %s %s for %s in %.1f s", s.Package, s.Version, s.Release, time.Since(w.begun).Seconds())
 		if s.Toolchain.Note != "" {
 			text = "note: " + s.Toolchain.Note + "\n" + text
 		}
 		j.say("%s", text)
+		if j.timings {
+			j.say("  %s", w.timings())
+		}
 	}
 }
 
@@ -430,13 +438,15 @@ func (j *job) buildAlone(ctx context.Context, src registry.Source, s build.Step)
 	shown.begin()
 	defer shown.end()
 	var failed error
-	err = j.jobs.Schedule(ctx, []build.Task{{Run: func() { failed = j.buildOne(ctx, src, s, shown) }}})
+	err = j.jobs.Schedule(ctx, []build.Task{{Run: func() {
+		failed = j.buildOne(ctx, src, s, func(step, _ string) { shown.at(step) })
+	}}})
 	return errors.Join(failed, err)
 }
 
 // buildOne builds one package for one kernel and puts the artifact into the
 // registry. The attempt and its log are kept, however it ends.
-func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step, shown *row) (err error) {
+func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step, at func(step, what string)) (err error) {
 	work, done, err := j.reg.NewWork(s.Package)
 	if err != nil {
 		return err
@@ -466,7 +476,7 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step, s
 		err = errors.Join(err, j.reg.FinishAttempt(attempt))
 	}()
 
-	modules, files, err := j.produce(ctx, src, s, work, log, shown)
+	modules, files, err := j.produce(ctx, src, s, work, log, at)
 	digest, logErr := j.keepLog(context.WithoutCancel(ctx), log)
 	attempt.Log = digest
 	if err != nil {
@@ -475,6 +485,7 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step, s
 	if logErr != nil {
 		return logErr
 	}
+	at("store", "")
 	art, err := j.reg.PutArtifact(ctx, registry.Artifact{
 		Package: s.Package, Version: s.Version, Release: s.Release,
 		InputHash: s.InputHash, Inputs: registryInputs(s.Inputs), Modules: modules, Log: digest,
@@ -491,21 +502,26 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step, s
 // produce builds a step from the registry's copy of its source, inside work, a folder
 // for this alone. files leads from the name of each module to its .ko, where the build user
 // cannot change it.
-func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, work string, log io.Writer, shown *row) (modules []registry.Module, files map[string]string, err error) {
+func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, work string, log io.Writer, at func(step, what string)) (modules []registry.Module, files map[string]string, err error) {
+	at("copy", "")
 	source := filepath.Join(work, "source")
 	if err := os.Mkdir(source, 0o755); err != nil {
 		return nil, nil, err
+	}
+	if j.kept {
+		defer j.keepFolder(source, s)
 	}
 	if err := j.reg.Extract(src, source); err != nil {
 		return nil, nil, err
 	}
 	built, err := build.Run(ctx, build.Job{
 		Manifest: s.Manifest, Kernel: s.Kernel, Root: j.root, Source: source,
-		Toolchain: s.Toolchain, Log: log, Jobserver: j.jobs, At: shown.at,
+		Toolchain: s.Toolchain, Log: log, Jobserver: j.jobs, At: at,
 	})
 	if err != nil {
 		return nil, nil, err
 	}
+	at("take", "")
 	files = map[string]string{}
 	for _, b := range built {
 		m, file, err := take(source, b, work)
