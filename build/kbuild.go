@@ -24,6 +24,7 @@ type Job struct {
 	Root      kernel.Root             // where Kernel is; the toolchain is always this machine's
 	Source    string                  // folder with a private copy of the source: it is written to, and given to the build user
 	Toolchain *Toolchain              // from Inputs
+	Symvers   []string                // files of Source like Module.symvers, of the packages that it needs
 	Log       io.Writer               // what was run, as whom, behind which wall, and what it printed, up to 64 MiB
 	At        func(step, what string) // told what it has come to: the step of an Error, or "isolate"; in make also "CC hello.o". May be nil
 	Jobserver *Jobserver              // what it may run at once, beside other Jobs; nil is one compiler
@@ -176,6 +177,13 @@ func (r *run) ownProgram(name string) error {
 func (r *run) kbuild() []string {
 	argv := []string{"make", "-C", r.wall.tree(r.Kernel), "M=" + r.wall.work(), "CC=" + r.Toolchain.Path}
 	argv = append(argv, r.Toolchain.flags()...)
+	if len(r.Symvers) > 0 {
+		var paths []string
+		for _, name := range r.Symvers {
+			paths = append(paths, filepath.Join(r.wall.work(), name))
+		}
+		argv = append(argv, "KBUILD_EXTRA_SYMBOLS="+strings.Join(paths, " "))
+	}
 	return append(argv, r.Manifest.Build.Targets...)
 }
 

@@ -51,6 +51,7 @@ type Recipe struct {
 	Targets []string   `toml:"targets" json:"targets"`           // of make; "modules" unless given
 	Prepare [][]string `toml:"prepare" json:"prepare,omitempty"` // argv lists with placeholders, run before make
 	Patches []Patch    `toml:"patches" json:"patches,omitempty"` // applied in order, before Prepare
+	Needs   []string   `toml:"needs" json:"needs,omitempty"`     // packages whose modules export what this one's import
 }
 
 // Patch is a patch file of the source and the kernels that it is for.

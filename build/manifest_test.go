@@ -137,6 +137,8 @@ func TestManifestErrors(t *testing.T) {
 		{head + "[build]\ntargets = [\"CC=sh\"]", `read kmod.toml:4:12: build.targets[0] "CC=sh" is not a target of make`},
 		{head + "[build]\nprepare = [[]]", "read kmod.toml:4:1: build.prepare[0] names no program"},
 		{head + "[build]\nprepare = [[\"sh\", \"{tree}\"]]", `read kmod.toml:4:19: build.prepare[0][1] holds the unknown placeholder {tree}: known are {build_tree} {source} {release} {arch} {cc} {jobs}`},
+		{head + "[build]\nneeds = [\"../x\"]", `read kmod.toml:4:10: build.needs[0] "../x" holds a slash`},
+		{head + "[build]\nneeds = [\"b\", \"b\"]", `read kmod.toml:4:15: build.needs[1] "b" was named before`},
 		{head + "[build]\nprepare = [[\"sh\", \"a\\u0000b\"]]", "read kmod.toml:4:19: build.prepare[0][1] holds a NUL byte"},
 		{head + "[build]\npatches = [{ file = \"/etc/passwd\" }]", `read kmod.toml:4:21: build.patches[0].file "/etc/passwd" is an absolute path: paths are relative to the source`},
 		{head + "[build]\npatches = [{ file = \"a/../../b\" }]", `read kmod.toml:4:21: build.patches[0].file "a/../../b" holds .. and may lead out of the source`},

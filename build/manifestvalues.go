@@ -47,6 +47,9 @@ func validate(m *Manifest, keys *manifestKeys) *ManifestError {
 	if bad := validateKernels(m.Kernel, keys); bad != nil {
 		return bad
 	}
+	if bad := validateNeeds(m, keys); bad != nil {
+		return bad
+	}
 	return validateRecipe(m.Build, keys)
 }
 
@@ -156,6 +159,21 @@ func validateConstraint(s, key string, keys *manifestKeys) *ManifestError {
 	}
 	if _, err := kernel.ParseConstraint(s); err != nil {
 		return keys.bad(key, "cannot be read: "+err.Error())
+	}
+	return nil
+}
+
+func validateNeeds(m *Manifest, keys *manifestKeys) *ManifestError {
+	for i, name := range m.Build.Needs {
+		key := fmt.Sprintf("build.needs[%d]", i)
+		switch reason := badName(name); {
+		case reason != "":
+			return keys.bad(key, reason)
+		case name == m.Name:
+			return keys.bad(key, "is the package itself")
+		case slices.Index(m.Build.Needs, name) < i:
+			return keys.bad(key, fmt.Sprintf("%q was named before", name))
+		}
 	}
 	return nil
 }

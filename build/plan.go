@@ -52,10 +52,11 @@ type Made struct {
 	Inputs func() ([]Input, error) // asked for only when Hash is another than today's
 }
 
-// Decide plans one package for one kernel. It asks for the compiler's version, and for digests of the build
+// Decide plans one package for one kernel; needs are the inputs of the packages that its manifest
+// says it needs. It asks for the compiler's version, and for digests of the build
 // tree's configuration and Module.symvers. A kernel that cannot be built for is a Step like
 // any other, so that it stops no other kernel's.
-func (p *Planner) Decide(m *Manifest, sourceDigest string, k kernel.Release, made Made) Step {
+func (p *Planner) Decide(m *Manifest, sourceDigest string, k kernel.Release, needs []Input, made Made) Step {
 	s := Step{Package: m.Name, Version: m.Version, Release: k.Name, Manifest: m, Kernel: k}
 	ok, why, err := m.Applies(k)
 	if err == nil && !ok {
@@ -70,13 +71,14 @@ func (p *Planner) Decide(m *Manifest, sourceDigest string, k kernel.Release, mad
 	if err != nil {
 		return s.fail(err)
 	}
-	inputs := f.inputs(manifest, sourceDigest, k.Name)
-	s.InputHash, s.Toolchain = Hash(inputs[:]), f.chain
+	own := f.inputs(manifest, sourceDigest, k.Name)
+	inputs := append(own[:], needs...)
+	s.InputHash, s.Toolchain = Hash(inputs), f.chain
 	if made.Hash == s.InputHash {
 		s.Action, s.Reason = ActionCurrent, "already built"
 		return s
 	}
-	s.Inputs = slices.Clone(inputs[:])
+	s.Inputs = slices.Clone(inputs)
 	s.Action, s.Reason = ActionBuild, "not built yet"
 	if made.Hash != "" {
 		old, err := made.Inputs()

@@ -20,7 +20,7 @@ func TestDecide(t *testing.T) {
 		if built != nil {
 			made.Hash = Hash(built)
 		}
-		s := (&Planner{FileFact: answers(tool)}).Decide(m, source, k, made)
+		s := (&Planner{FileFact: answers(tool)}).Decide(m, source, k, nil, made)
 		if s.Action != action || s.Reason != reason {
 			t.Errorf("%s, %q; want %s, %q", s.Action, s.Reason, action, reason)
 		}

@@ -134,7 +134,7 @@ func newStore(t testing.TB, packages int) string {
 		m, err := build.ParseManifest("kmod.toml", []byte(src.Manifest))
 		ok(err)
 		for _, k := range kernels {
-			step := planner.Decide(m, src.Digest, k, build.Made{})
+			step := planner.Decide(m, src.Digest, k, nil, build.Made{})
 			ok(step.Err)
 			art := putBuilt(t, reg, step, file, object)
 			if p%2 == 0 {

@@ -83,6 +83,11 @@ func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
 	if err != nil {
 		return err
 	}
+	sources = j.withNeeds(sources)
+	j.given = map[string]registry.Source{}
+	for _, src := range sources {
+		j.given[src.Name] = src
+	}
 	choices, err := j.choose(sources, kernels)
 	if err != nil {
 		return err

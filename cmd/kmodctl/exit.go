@@ -70,6 +70,7 @@ func exitCode(err error) int {
 		noKernel *kernel.NotFoundError
 		noModule *loader.NotFoundError
 		kbuild   *build.Error
+		needs    *needsError
 		refused  *loader.KernelError
 		inUse    *loader.InUseError
 		guest    guestFailed
@@ -93,7 +94,7 @@ func exitCode(err error) int {
 		return exitNotFound
 	case errors.As(err, &busy):
 		return exitBusy
-	case errors.As(err, &kbuild), errors.As(err, &program):
+	case errors.As(err, &kbuild), errors.As(err, &program), errors.As(err, &needs):
 		return exitBuild
 	case errors.As(err, &guest):
 		return guest.code

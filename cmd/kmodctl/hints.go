@@ -88,6 +88,7 @@ func hints(err error) []string {
 		unbuilt  notBuilt
 		exists   *registry.ExistsError
 		exit     *exec.Error
+		needs    *needsError
 	)
 	if errors.As(err, &back) { // without -k, the kernels that are done would go one further back
 		again := "kmodctl " + rollbackOf(back.pkg, back.release)
@@ -97,6 +98,8 @@ func hints(err error) []string {
 		return append(hints(back.error), again)
 	}
 	switch {
+	case errors.As(err, &needs) && errors.As(err, &noSource):
+		return []string{"kmodctl add DIR (the folder of " + needs.name + ")"}
 	case errors.As(err, &noSource) && len(noSource.Near) > 0:
 		if noSource.Version != "" {
 			return nearest(noSource.Name+"@", noSource.Near)

@@ -40,9 +40,10 @@ type job struct {
 	pins     registry.Pins                      // read with them
 	only     []string                           // names of the packages that are asked for; all when there are none
 	planner  build.Planner
-	planning sync.Once         // of the planner's set-up
-	named    map[string]bool   // packages of which the user named the version
-	folders  map[string]string // folders inside the root: their host paths
+	planning sync.Once                  // of the planner's set-up
+	named    map[string]bool            // packages of which the user named the version
+	given    map[string]registry.Source // what the command is about, by name
+	folders  map[string]string          // folders inside the root: their host paths
 }
 
 // know reads, once, what most steps of a command ask for: all newest artifacts, and
@@ -225,7 +226,6 @@ func (j *job) plans() *build.Planner {
 
 // plan decides what is to be done for each source and kernel.
 func (j *job) plan(choices []choice) ([]build.Step, error) {
-	planner := j.plans()
 	var steps []build.Step
 	for _, c := range choices {
 		steps = slices.Grow(steps, len(c.kernels))
@@ -234,27 +234,48 @@ func (j *job) plan(choices []choice) ([]build.Step, error) {
 			unfit = &registry.NotFoundError{Name: c.Name, Version: c.Version}
 		}
 		for _, k := range c.kernels {
-			art, ok, err := j.artifact(c.Source, k.Name)
+			step, err := j.step(c.Source, m, unfit, k)
 			if err != nil {
 				return nil, err
-			}
-			step := build.Step{Package: c.Name, Version: c.Version, Release: k.Name}
-			p, _ := j.pins.For(c.Name, k.Name)
-			switch {
-			case ok && p.Artifact == art.Digest:
-				step.Action, step.Reason, step.InputHash = build.ActionCurrent, pinnedBuild, art.InputHash
-			case unfit != nil: // a newer kmodctl may have added it
-				step.Action, step.Reason, step.Err = build.ActionFail, unfit.Error(), unfit
-			default:
-				step = planner.Decide(m, c.Digest, k, build.Made{Hash: art.InputHash, Inputs: func() ([]build.Input, error) {
-					whole, _, err := j.reg.ArtifactByDigest(art.Digest)
-					return buildInputs(whole.Inputs), err
-				}})
 			}
 			steps = append(steps, step)
 		}
 	}
 	return steps, nil
+}
+
+// step decides what is to be done for a source, of which m is the manifest or unfit tells why there
+// is none, and a kernel.
+func (j *job) step(src registry.Source, m *build.Manifest, unfit error, k kernel.Release) (build.Step, error) {
+	step := build.Step{Package: src.Name, Version: src.Version, Release: k.Name}
+	art, ok, err := j.artifact(src, k.Name)
+	if err != nil {
+		return step, err
+	}
+	p, _ := j.pins.For(src.Name, k.Name)
+	switch {
+	case ok && p.Artifact == art.Digest:
+		step.Action, step.Reason, step.InputHash = build.ActionCurrent, pinnedBuild, art.InputHash
+		return step, nil
+	case unfit != nil: // a newer kmodctl may have added it
+		step.Action, step.Reason, step.Err = build.ActionFail, unfit.Error(), unfit
+		return step, nil
+	}
+	needs, lack, err := j.needs(m, k)
+	if err != nil {
+		return step, err
+	}
+	step = j.plans().Decide(m, src.Digest, k, needs, build.Made{Hash: art.InputHash, Inputs: func() ([]build.Input, error) {
+		whole, _, err := j.reg.ArtifactByDigest(art.Digest)
+		return buildInputs(whole.Inputs), err
+	}})
+	if lack != nil && step.Action != build.ActionSkip {
+		step.Action, step.Reason, step.Err = build.ActionFail, lack.Error(), lack
+		if lack.skip {
+			step.Action, step.Err = build.ActionSkip, nil
+		}
+	}
+	return step, nil
 }
 
 // manifestOf reads the manifest of a source as the registry has it.
@@ -312,7 +333,7 @@ func (j *job) buildAll(ctx context.Context, choices []choice, steps []build.Step
 			seconds = j.guess(src)
 		}
 		of[s.Release] = append(of[s.Release], i)
-		tasks = append(tasks, build.Task{Seconds: seconds, Run: func() { j.buildStep(ctx, src, s, rows[i]) }})
+		tasks = append(tasks, build.Task{Seconds: seconds, After: neededBy(s, todo), Run: func() { j.buildStep(ctx, src, s, rows[i]) }})
 	}
 	for _, k := range kernels {
 		tasks = append(tasks, build.Task{After: of[k.Name], Run: last(k)})
@@ -514,8 +535,12 @@ func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, wo
 	if err := j.reg.Extract(src, source); err != nil {
 		return nil, nil, err
 	}
+	symvers, err := j.writeSymvers(source, s)
+	if err != nil {
+		return nil, nil, fmt.Errorf("build %s for %s: %w", s.Package, s.Release, err)
+	}
 	built, err := build.Run(ctx, build.Job{
-		Manifest: s.Manifest, Kernel: s.Kernel, Root: j.root, Source: source,
+		Manifest: s.Manifest, Kernel: s.Kernel, Root: j.root, Source: source, Symvers: symvers,
 		Toolchain: s.Toolchain, Log: log, Jobserver: j.jobs, At: at,
 	})
 	if err != nil {
