@@ -1,6 +1,7 @@
 package ko
 
 import (
+	"bytes"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
@@ -28,6 +29,23 @@ func FuzzRead(f *testing.F) {
 		}
 		if err == nil && info.Name == "" {
 			t.Error("a module without a name")
+		}
+	})
+}
+
+// FuzzDiffer: modules differ in something that is named exactly when their bytes do.
+func FuzzDiffer(f *testing.F) {
+	f.Add(x86().bytes(), x86().bytes())
+	f.Add(x86().bytes(), complete(elf.EM_PPC, elf.ELFCLASS32, binary.BigEndian).bytes())
+	f.Add(x86().bytes(), append(x86().bytes(), "signed"...))
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		all, err := Differ(a, b)
+		var bad *FormatError
+		if err != nil && !errors.As(err, &bad) {
+			t.Errorf("%#v", err)
+		}
+		if err == nil && (len(all) == 0) != bytes.Equal(a, b) {
+			t.Errorf("%v", all)
 		}
 	})
 }

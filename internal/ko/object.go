@@ -31,6 +31,7 @@ type section struct {
 	kind         elf.SectionType
 	link         uint32
 	offset, size uint64
+	header       []byte // as it is in the file
 }
 
 // header offsets that differ between the two classes: elf.Header64, elf.Header32.
@@ -101,6 +102,7 @@ func (o *object) readSections(l layout) error {
 			offset: o.word(h[8+2*l.word:]),
 			size:   o.word(h[8+3*l.word:]),
 			link:   o.order.Uint32(h[8+4*l.word:]),
+			header: h[:size],
 		}
 	}
 	// Names first, so that an error can say which section it is about.
