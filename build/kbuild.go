@@ -62,10 +62,12 @@ var cleanEnv = append([]string{
 	"PATH=" + strings.Join(searchPath, ":"), "HOME=/nonexistent", "LC_ALL=C", "TZ=UTC",
 }, reproducible...)
 
-// reproducible is what Documentation/kbuild/reproducible-builds.rst asks for. A
-// set timestamp also makes pahole run without -j, whose output is not stable.
+// reproducible is what Documentation/kbuild/reproducible-builds.rst asks for, and the
+// same instant for __DATE__ and __TIME__. A set timestamp also makes pahole run without -j,
+// whose output is not stable.
 var reproducible = []string{
 	"KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 1970", "KBUILD_BUILD_USER=kmodctl", "KBUILD_BUILD_HOST=kmodctl",
+	"SOURCE_DATE_EPOCH=0",
 }
 
 // Run builds j's modules: patches, prepare steps, make -C TREE M=COPY, strip. The
@@ -184,7 +186,18 @@ func (r *run) kbuild() []string {
 		}
 		argv = append(argv, "KBUILD_EXTRA_SYMBOLS="+strings.Join(paths, " "))
 	}
+	if at, fixed := r.wall.work(), r.fixedPlace(); at != fixed {
+		// Of C and of assembly (Documentation/kbuild/kbuild.rst). cc-option, which is kbuild's, leaves out what the
+		// compiler does not know: gcc has it since 8, clang since 10.
+		argv = append(argv, "KCPPFLAGS=$(call cc-option,-ffile-prefix-map="+at+"="+fixed+")")
+	}
 	return append(argv, r.Manifest.Build.Targets...)
+}
+
+// fixedPlace is where every build's copy of a source is, or is said to be. It gets into
+// the bytes (__FILE__, the build-id) and the log.
+func (j Job) fixedPlace() string {
+	return filepath.Join(workRoot, j.Manifest.Name+"-"+j.Manifest.Version)
 }
 
 // expand puts the values of the placeholders into a prepare step.

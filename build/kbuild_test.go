@@ -112,32 +112,6 @@ func checkModule(t *testing.T, file, release string) {
 	}
 }
 
-// Two people who build the same source get the same bytes, wherever they build.
-func TestRunIsReproducible(t *testing.T) {
-	k := series(t, "6.1.")
-	var first []byte
-	for _, parent := range []string{"a", "somewhere/else/b"} {
-		dir := filepath.Join(t.TempDir(), parent)
-		if err := os.CopyFS(dir, os.DirFS(tree(t, helloTree(t)))); err != nil {
-			t.Fatal(err)
-		}
-		j, log := job(t, k, dir)
-		built, err := Run(t.Context(), j)
-		if err != nil {
-			t.Fatalf("%v\n%s", err, log)
-		}
-		data, err := os.ReadFile(built[0].File)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if first == nil {
-			first = data
-		} else if !bytes.Equal(first, data) {
-			t.Error("the same source has become other bytes in another folder")
-		}
-	}
-}
-
 // Patches for this kernel are applied, then the prepare steps run, then make finds
 // what both left; a module in a folder of its own, written with the other of - and _.
 func TestRunPrepares(t *testing.T) {

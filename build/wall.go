@@ -99,12 +99,11 @@ func mapped(file string, id int) bool {
 func newWall(j Job) wall {
 	w := wall{
 		Source: j.Source,
-		// The same place for everyone: it gets into the bytes (__FILE__, the build-id) and the log.
-		Work:  filepath.Join(workRoot, j.Manifest.Name+"-"+j.Manifest.Version),
-		Binds: treeBinds(j.Root, j.Kernel),
-		Jobs:  j.Jobserver != nil,
-		jobs:  j.Jobserver,
-		root:  !j.Root.IsHost(),
+		Work:   j.fixedPlace(),
+		Binds:  treeBinds(j.Root, j.Kernel),
+		Jobs:   j.Jobserver != nil,
+		jobs:   j.Jobserver,
+		root:   !j.Root.IsHost(),
 	}
 	if w.Jobs {
 		w.Binds = append(w.Binds, bind{filepath.Dir(j.Jobserver.fifo), jobsAt})

@@ -88,14 +88,7 @@ func TestRunAsUser(t *testing.T) {
 	dir := tree(t, files)
 	open(t, dir)
 	cmd := helperCommand(t.Context(), dir, "6.1")
-	uid := os.Getuid()
-	if uid == 0 {
-		uid = 12345
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
-		if err := prepareCopy(dir, wall{Drop: true, UID: uid, GID: uid}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	uid := asUser(t, cmd, dir)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -113,6 +106,20 @@ func TestRunAsUser(t *testing.T) {
 			t.Errorf("the log lacks %q:\n%s", want, out)
 		}
 	}
+}
+
+// asUser has cmd run as a user who is not root, and gives him the folder.
+func asUser(t *testing.T, cmd *exec.Cmd, dir string) (uid int) {
+	t.Helper()
+	if uid = os.Getuid(); uid != 0 {
+		return uid
+	}
+	uid = 12345
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	if err := prepareCopy(dir, wall{Drop: true, UID: uid, GID: uid}); err != nil {
+		t.Fatal(err)
+	}
+	return uid
 }
 
 // What whoever called kmodctl left open (dpkg, debconf, a root shell) is not the
