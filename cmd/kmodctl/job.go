@@ -314,7 +314,7 @@ func (j *job) buildAll(ctx context.Context, choices []choice, steps []build.Step
 		}
 		return errors.Join(errs...)
 	}
-	end, err := j.openJobs()
+	end, err := j.openJobs(j.reg)
 	if err != nil {
 		return err
 	}
@@ -364,9 +364,9 @@ func (j *job) due(steps []build.Step) (todo []build.Step) {
 	return todo
 }
 
-// openJobs makes the jobserver of the builds to come; end takes it away.
-func (j *job) openJobs() (end func(), err error) {
-	dir, done, err := j.reg.NewWork("jobs")
+// openJobs makes the jobserver of the builds to come, in a work folder; end takes it away.
+func (j *job) openJobs(in *registry.Registry) (end func(), err error) {
+	dir, done, err := in.NewWork("jobs")
 	if err != nil {
 		return nil, err
 	}
@@ -450,7 +450,7 @@ func (j *job) buildStep(ctx context.Context, src registry.Source, s build.Step, 
 
 // buildAlone builds one package for one kernel, while nothing else is built.
 func (j *job) buildAlone(ctx context.Context, src registry.Source, s build.Step) (err error) {
-	end, err := j.openJobs()
+	end, err := j.openJobs(j.reg)
 	if err != nil {
 		return err
 	}

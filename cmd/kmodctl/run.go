@@ -63,21 +63,13 @@ func (e *env) runInVM(ctx context.Context, dir string, params []string, release,
 		fmt.Fprintf(e.out, "build %s %s for %s, boot %s, load and unload %s\n", m.Name, m.Version, k.Name, image, strings.Join(moduleNames(m), ", "))
 		return nil
 	}
-	scratch, err := os.MkdirTemp("", "kmodctl-run-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(scratch)
 	// The builder and the registry are the ones of every other command, on a
 	// registry that lives as long as this run.
-	if err := os.Chmod(scratch, 0o755); err != nil {
-		return err
-	}
-	reg, err := registry.OpenWriter(ctx, filepath.Join(scratch, "registry"), e.root, registry.WriterOptions{Command: "kmodctl run", Version: version})
+	reg, done, err := e.scratch(ctx, "run")
 	if err != nil {
 		return err
 	}
-	defer reg.Close()
+	defer done()
 	art, err := e.buildForRun(ctx, reg, dir, m, k)
 	if err != nil {
 		return err
@@ -91,6 +83,23 @@ func (e *env) runInVM(ctx context.Context, dir string, params []string, release,
 		return err
 	}
 	return e.boot(ctx, image, k, art, guest, args, timeout)
+}
+
+// scratch is a registry in a temporary folder, for one command; done removes it.
+func (e *env) scratch(ctx context.Context, command string) (reg *registry.Registry, done func(), err error) {
+	dir, err := os.MkdirTemp("", "kmodctl-"+command+"-")
+	if err != nil {
+		return nil, nil, err
+	}
+	err = os.Chmod(dir, 0o755) // the build user goes through it
+	if err == nil {
+		reg, err = registry.OpenWriter(ctx, filepath.Join(dir, "registry"), e.root, registry.WriterOptions{Command: "kmodctl " + command, Version: version})
+	}
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, nil, err
+	}
+	return reg, func() { reg.Close(); os.RemoveAll(dir) }, nil
 }
 
 func moduleNames(m *build.Manifest) (out []string) {

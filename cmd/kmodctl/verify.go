@@ -26,8 +26,9 @@ const (
 
 func cmdVerify(e *env) *cli.Command {
 	return &cli.Command{
-		Name:  "verify",
-		Usage: "compare the registry with its files, with /lib/modules and with what is live",
+		Name:      "verify",
+		Usage:     "compare the registry with its files, with /lib/modules and with what is live",
+		ArgsUsage: "[--rebuild [NAME|NAME@VERSION ...]]",
 		Description: examples("Reads everything: the database, every blob, every installed module, what those shadow, the module\n"+
 			"index. One line for each thing that is not as it should be, by its kind:\n\n"+
 			"   missing       it is not there\n"+
@@ -38,9 +39,25 @@ func cmdVerify(e *env) *cli.Command {
 			"   gone          a kernel that modules of ours are installed for\n"+
 			"   unreadable    a kernel that cannot be looked at\n"+
 			"   loaded-older  the live module is not the installed one\n\n"+
-			"Exit code 0: nothing. kmodctl repair mends what can be mended.",
-			"kmodctl verify", "kmodctl verify --json"),
+			"Exit code 0: nothing. kmodctl repair mends what can be mended.\n\n"+
+			"With --rebuild something else: artifacts are built again from the registry's copy of the source,\n"+
+			"in a folder that is removed, and compared with what is recorded. Each is identical, or differs (in\n"+
+			"the sections that are named), or failed to build (-v prints the log), or is not compared: its source\n"+
+			"or its kernel is gone, or another compiler or configuration would make another file. Exit code 1\n"+
+			"when one differs or failed. Nothing is stored or installed; root holds off other writers meanwhile.",
+			"kmodctl verify", "kmodctl verify --json", "kmodctl verify --rebuild hello -k 6.1.0-56-amd64"),
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "rebuild", Usage: "build artifacts again and compare them byte by byte"},
+			kernelFlag("with --rebuild: only for kernel `RELEASE` (repeatable)"),
+		},
+		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
+			if c.Bool("rebuild") {
+				return e.verifyRebuild(c.Context, c.Args().Slice(), c.StringSlice("kernel"))
+			}
+			if c.IsSet("kernel") {
+				return usagef("verify looks at every kernel: -k goes with --rebuild")
+			}
 			if err := noArgs(c); err != nil {
 				return err
 			}
