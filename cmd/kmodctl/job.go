@@ -261,14 +261,19 @@ func (j *job) step(src registry.Source, m *build.Manifest, unfit error, k kernel
 		step.Action, step.Reason, step.Err = build.ActionFail, unfit.Error(), unfit
 		return step, nil
 	}
-	needs, lack, err := j.needs(m, k)
-	if err != nil {
-		return step, err
-	}
-	step = j.plans().Decide(m, src.Digest, k, needs, build.Made{Hash: art.InputHash, Inputs: func() ([]build.Input, error) {
+	return j.decide(src, m, k, build.Made{Hash: art.InputHash, Inputs: func() ([]build.Input, error) {
 		whole, _, err := j.reg.ArtifactByDigest(art.Digest)
 		return buildInputs(whole.Inputs), err
 	}})
+}
+
+// decide is the step of a source, of which m is the manifest, beside what was made of it.
+func (j *job) decide(src registry.Source, m *build.Manifest, k kernel.Release, made build.Made) (build.Step, error) {
+	needs, lack, err := j.needs(m, k)
+	if err != nil {
+		return build.Step{}, err
+	}
+	step := j.plans().Decide(m, src.Digest, k, needs, made)
 	if lack != nil && step.Action != build.ActionSkip {
 		step.Action, step.Reason, step.Err = build.ActionFail, lack.Error(), lack
 		if lack.skip {

@@ -318,14 +318,10 @@ func (r *repairer) buildAgain(ctx context.Context, d registry.Drift) (made regis
 	if err != nil {
 		return made, err
 	}
-	needs, lack, err := r.needs(m, k)
-	if lack != nil {
-		err = lack
-	}
+	step, err := r.decide(src, m, k, build.Made{})
 	if err != nil {
 		return made, err
 	}
-	step := r.plans().Decide(m, src.Digest, k, needs, build.Made{})
 	switch step.Action {
 	case build.ActionFail:
 		return made, step.Err

@@ -206,9 +206,12 @@ func (j *job) again(art registry.Artifact, kernels []kernel.Release) (rebuild, e
 	if i < 0 {
 		return not("this machine has no kernel " + art.Release)
 	}
-	r.step = j.plans().Decide(m, r.source.Digest, kernels[i], build.Made{Hash: art.InputHash, Inputs: func() ([]build.Input, error) {
+	r.step, err = j.decide(r.source, m, kernels[i], build.Made{Hash: art.InputHash, Inputs: func() ([]build.Input, error) {
 		return buildInputs(art.Inputs), nil
 	}})
+	if err != nil {
+		return r, err
+	}
 	if r.step.Action != build.ActionCurrent {
 		return not(r.step.Reason)
 	}
