@@ -62,6 +62,8 @@ func TestNeeds(t *testing.T) {
 	}
 	says(t, km(0, "build", "stack_user", "-k", rel).stderr, "nothing to do")
 
+	says(t, km(0, "verify", "--rebuild", "stack_user").out, "identical: stack_user 1 for "+rel)
+
 	// What it needs is built with it, also when only it is named.
 	write(t, base, "extra.h", "/* of no consequence */\n")
 	km(0, "add", base)

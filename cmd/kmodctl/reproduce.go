@@ -215,6 +215,7 @@ func (j *job) again(art registry.Artifact, kernels []kernel.Release) (rebuild, e
 	if r.step.Action != build.ActionCurrent {
 		return not(r.step.Reason)
 	}
+	r.step.Inputs = buildInputs(art.Inputs)
 	return r, nil
 }
 
