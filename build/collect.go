@@ -19,7 +19,7 @@ func prepareCopy(dir string, w wall) error {
 		if d.Type().IsRegular() && filepath.Ext(path) == ".ko" {
 			return os.Remove(path)
 		}
-		if !w.Drop {
+		if w.Caller {
 			return nil
 		}
 		return os.Lchown(path, w.UID, w.GID)
@@ -97,4 +97,24 @@ func modulesIn(root *os.Root) (files []string) {
 		return nil // what cannot be read is not listed
 	})
 	return files
+}
+
+// clearSetID takes the set-user-ID and set-group-ID bits from the files of a copy, which may be
+// kept: they would make anybody the build user.
+func clearSetID(dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return nil // a folder that the build closed to us is closed to others
+		}
+		info, err := d.Info()
+		if err != nil || info.Mode()&(fs.ModeSetuid|fs.ModeSetgid) == 0 {
+			return err
+		}
+		return root.Chmod(name, info.Mode().Perm())
+	})
 }

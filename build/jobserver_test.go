@@ -42,6 +42,14 @@ func (s *Jobserver) count(t *testing.T) int {
 	return n
 }
 
+// fifoSeen is the fifo's path as a build sees it.
+func fifoSeen(s *Jobserver, refused bool) string {
+	if refused {
+		return s.fifo
+	}
+	return "/tmp/kmodctl/jobs/fifo"
+}
+
 var jobTimes = regexp.MustCompile(`(?m)^job (\d+) (\d+)$`)
 
 // Three builds, each of which would start eight jobs at once, run as many jobs together as
@@ -59,14 +67,15 @@ func TestJobserver(t *testing.T) {
 			var logs [3]bytes.Buffer
 			for i := range logs {
 				files := helloTree(t)
-				files["kmod.toml"] += "[build]\nprepare = [[\"make\", \"-f\", \"jobs.mk\"]]\n"
+				files["kmod.toml"] += "[build]\nprepare = [[\"make\", \"-f\", \"jobs.mk\"], [\"sh\", \"./newer\"]]\n"
+				files["newer"] = "exec 8<>" + fifoSeen(s, refused) + "\n" // as make 4.4 does
 				files["jobs.mk"] = "jobs = 1 2 3 4 5 6 7 8\nall: $(jobs)\n$(jobs):\n\t@from=$$(date +%s%N); sleep 0.05; echo job $$from $$(date +%s%N)\n"
 				dir := tree(t, files)
 				open(t, dir)
 				j, _ := job(t, k, dir)
 				j.Jobserver, j.Log = s, &logs[i]
 				tasks = append(tasks, Task{Run: func() {
-					if _, err := Run(t.Context(), j); err != nil {
+					if _, _, err := Run(t.Context(), j); err != nil {
 						t.Errorf("%v\n%s", err, &logs[i])
 					}
 				}})

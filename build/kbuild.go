@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +29,8 @@ type Job struct {
 	Log       io.Writer               // what was run, as whom, behind which wall, and what it printed, up to 64 MiB
 	At        func(step, what string) // told what it has come to: the step of an Error, or "isolate"; in make also "CC hello.o". May be nil
 	Jobserver *Jobserver              // what it may run at once, beside other Jobs; nil is one compiler
+
+	TimeLimit time.Duration // 0 is DefaultTimeLimit
 }
 
 // Built is one module that a Job made.
@@ -73,23 +76,32 @@ var reproducible = []string{
 // Run builds j's modules: patches, prepare steps, make -C TREE M=COPY, strip. The
 // error is an *Error when a step of the build failed; ctx's own, wrapped, when it
 // was cancelled; an *exec.Error when a program is not installed. When Run returns,
-// every process that it started is gone.
-func Run(ctx context.Context, j Job) ([]Built, error) {
+// every process that it started is gone, and no file of the copy has a set-user-ID bit. How well the source was kept apart
+// from this machine is told as soon as it is known, of builds that fail too.
+func Run(ctx context.Context, j Job) ([]Built, Isolation, error) {
 	log := &capped{to: j.Log, left: logLen}
 	j.Log = log
 	r := &run{Job: j}
-	built, err := r.build(ctx)
+	watched, stop := watch(ctx, j.TimeLimit, j.Source)
+	built, err := r.build(watched)
+	stop()
+	if clear := clearSetID(j.Source); err == nil {
+		err = clear
+	}
 	if err == nil && log.err != nil {
-		built, err = nil, fmt.Errorf("write log: %w", log.err)
+		err = fmt.Errorf("write log: %w", log.err)
 	}
 	if ctx.Err() != nil {
-		built, err = nil, ctx.Err()
+		err = ctx.Err()
+	}
+	if err != nil {
+		built = nil
 	}
 	var failed *Error
 	if err != nil && !errors.As(err, &failed) {
 		err = fmt.Errorf("build %s for %s: %w", j.Manifest.Name, j.Kernel.Name, err)
 	}
-	return built, err
+	return built, r.wall.Isolation, err
 }
 
 // run is a Job on its way.
@@ -236,8 +248,14 @@ func (r *run) step(ctx context.Context, name string, argv ...string) error {
 	}}
 	err := r.wall.run(ctx, file, argv, out)
 	out.flush()
-	if err == nil || ctx.Err() != nil {
-		return err
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		if err = context.Cause(ctx); errors.Is(err, context.Canceled) {
+			return err
+		}
+		r.telling = telling{} // what it said has nothing to do with it
 	}
 	fmt.Fprintf(r.Log, "%s: %v\n", argv[0], err)
 	return r.failed(name, fmt.Errorf("%s: %w", argv[0], err))
@@ -256,6 +274,9 @@ func (r *run) failed(step string, err error) *Error {
 	unsaid := r.telling.unwritten && crowded(r.Source)
 	if r.telling.full || unsaid {
 		err = fmt.Errorf("%w: %w", err, syscall.ENOSPC)
+	}
+	if r.telling.offline() {
+		err = fmt.Errorf("%w: %w", err, ErrNoNetwork)
 	}
 	e := &Error{Package: r.Manifest.Name, Release: r.Kernel.Name, Step: step, Err: err}
 	if step != "collect" {

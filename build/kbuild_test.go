@@ -67,7 +67,7 @@ func TestRun(t *testing.T) {
 			files["Kbuild"] = "$(info built by uid $(shell id -u), home $(HOME), LANG=$(LANG).)\nobj-m := hello.o\n"
 			j, log := job(t, k, tree(t, files))
 			t.Setenv("LANG", "de_DE.UTF-8")
-			built, err := Run(t.Context(), j)
+			built, _, err := Run(t.Context(), j)
 			if err != nil {
 				t.Fatalf("%v\n%s", err, log)
 			}
@@ -75,7 +75,7 @@ func TestRun(t *testing.T) {
 				t.Fatalf("built %v", built)
 			}
 			checkModule(t, built[0].File, k.Name)
-			for _, want := range []string{"hello 1.0 for " + k.Name, "compiler: " + j.Toolchain.Identity, "isolation: own mounts and processes", "+ make -C " + k.Tree.Path, "home /nonexistent, LANG=."} {
+			for _, want := range []string{"hello 1.0 for " + k.Name, "compiler: " + j.Toolchain.Identity, "isolation: strict: own mount, pid, ipc, uts, net namespaces, Landlock ABI ", "+ make -C " + k.Tree.Path, "home /nonexistent, LANG=."} {
 				if !strings.Contains(log.String(), want) {
 					t.Errorf("the log lacks %q:\n%s", want, log)
 				}
@@ -134,7 +134,8 @@ patches = [{ file = "p/old.patch", release = "<5" }, { file = "p/now.patch", rel
 			"MODULE_LICENSE(\"GPL\");\n",
 		"sub/my_mod.ko": "shipped with the source: must not pass for a build",
 	}))
-	built, err := Run(t.Context(), j)
+	j.Jobserver = jobserver(t, 2)
+	built, _, err := Run(t.Context(), j)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, log)
 	}
@@ -195,7 +196,7 @@ func TestRunFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			j, log := job(t, k, tree(t, c.files))
-			built, err := Run(t.Context(), j)
+			built, _, err := Run(t.Context(), j)
 			var failed *Error
 			if !errors.As(err, &failed) {
 				t.Fatalf("%v is no *Error; built %v\n%s", err, built, log)
@@ -218,7 +219,7 @@ func TestRunOnAFullDisk(t *testing.T) {
 	files := helloTree(t)
 	files["Kbuild"] = "$(shell echo 'hello.c:1:1: error: x' >&2; cat $(srctree)/Makefile >/dev/full)\n$(error no more)\n"
 	j, log := job(t, k, tree(t, files))
-	_, err := Run(t.Context(), j)
+	_, _, err := Run(t.Context(), j)
 	var failed *Error
 	if !errors.As(err, &failed) || !errors.Is(err, syscall.ENOSPC) || failed.Line != "cat: write error: No space left on device" {
 		t.Errorf("%v\n%s", err, log)
@@ -232,7 +233,7 @@ func TestRunOnAFullDisk(t *testing.T) {
 	defer full.Close()
 	j, _ = job(t, k, tree(t, helloTree(t)))
 	j.Log = full
-	if built, err := Run(t.Context(), j); !errors.Is(err, syscall.ENOSPC) || built != nil {
+	if built, _, err := Run(t.Context(), j); !errors.Is(err, syscall.ENOSPC) || built != nil {
 		t.Errorf("built %v, %v", built, err)
 	}
 }
@@ -243,7 +244,7 @@ func TestRunWithoutAProgram(t *testing.T) {
 	files[ManifestFile] += "[build]\npatches = [{ file = \"Kbuild\" }]\n"
 	j, _ := job(t, k, tree(t, files))
 	programs(t)
-	_, err := Run(context.Background(), j)
+	_, _, err := Run(context.Background(), j)
 	if want := "build hello for " + k.Name + `: exec: "patch": not installed`; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}

@@ -19,7 +19,9 @@ import (
 type telling struct {
 	line   string // the first of tellingLines; that the disk is full goes before all of them
 	likely string // the first of likelyLines
-	full   bool   // the disk is
+
+	network string // the first of networkLines: those follow from it that are only likely
+	full    bool   // the disk is
 
 	unwritten bool // line is one of unwrittenLines
 }
@@ -71,6 +73,8 @@ func (t *telling) read(line string) {
 		t.line = line
 	} else if unwrittenLines().MatchString(line) {
 		t.line, t.unwritten = line, true
+	} else if t.network == "" && networkLines().MatchString(line) {
+		t.network = line
 	} else if t.likely == "" && likelyLines().MatchString(line) {
 		t.likely = line
 	}
@@ -114,7 +118,10 @@ var position = regexp.MustCompile(`^([^\s:]+):(\d+)(:\d+)?: `)
 // log.
 func (t *telling) explain(source, work string) (line string, code []string) {
 	line = t.line
-	if line == "" {
+	switch {
+	case t.offline():
+		line = ErrNoNetwork.Error() + ": " + t.network
+	case line == "":
 		line = t.likely
 	}
 	line = strings.ReplaceAll(line, work+"/", "")

@@ -128,7 +128,7 @@ func TestLogIsBounded(t *testing.T) {
 	k := series(t, "6.1.")
 	files := map[string]string{ManifestFile: helloManifest, "Kbuild": "$(shell yes | head -c 70000000 >&2; echo 'hello.c:1:1: error: boo' >&2)\n$(error no more)\n", "hello.c": "one\n"}
 	j, log := job(t, k, tree(t, files))
-	_, err := Run(t.Context(), j)
+	_, _, err := Run(t.Context(), j)
 	if want := "build hello for " + k.Name + ": hello.c:1:1: error: boo"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
@@ -153,7 +153,7 @@ func TestLogCannotBeWritten(t *testing.T) {
 	j, _ := job(t, k, tree(t, helloTree(t)))
 	disk := &badDisk{6} // isolation, make's command line and others come before
 	j.Log = disk
-	if built, err := Run(t.Context(), j); !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), "write log") || built != nil {
+	if built, _, err := Run(t.Context(), j); !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), "write log") || built != nil {
 		t.Errorf("%v, %v", built, err)
 	}
 	if disk.n > 0 {

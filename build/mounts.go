@@ -33,8 +33,10 @@ func (w *wall) mount() error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Mount("tmpfs", "/tmp", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"); err != nil {
-		return failed("mount /tmp", err)
+	for dir, options := range map[string]string{"/tmp": "mode=1777,size=25%,nr_inodes=100k", "/run": "mode=755,nr_inodes=10"} {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil && !(dir == "/run" && err == unix.ENOENT) {
+			return failed("mount "+dir, err)
+		}
 	}
 	for i, p := range points {
 		if err := p.cover(i); err != nil {
@@ -49,8 +51,29 @@ func (w *wall) mount() error {
 	if err := bindAt(source, w.Work); err != nil {
 		return err
 	}
-	// Last: the descriptors above were reached through the old one.
-	return failed("mount /proc", unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""))
+	// After them: the descriptors above were reached through the old one.
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return failed("mount /proc", err)
+	}
+	return w.readOnly()
+}
+
+// readOnly lets the build write to its copy and its /tmp alone. Before Linux 5.12
+// what the user may write stays so.
+func (w *wall) readOnly() error {
+	set := func(path string, flags uint, attr unix.MountAttr) error {
+		return unix.MountSetattr(unix.AT_FDCWD, path, flags, &attr)
+	}
+	err := set("/", unix.AT_RECURSIVE, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	if err == unix.ENOSYS {
+		return nil
+	}
+	for _, path := range []string{"/tmp", w.Work} {
+		if err == nil {
+			err = set(path, 0, unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY})
+		}
+	}
+	return failed("make mounts read-only", err)
 }
 
 // private keeps the mounts to come from everybody else. In a chroot "/" is no mount,
@@ -107,7 +130,7 @@ func openDir(path string) (fd int, err error) {
 }
 
 func bindAt(fd int, at string) error {
-	if under(at, "/tmp") { // ours, and empty
+	if covered(at) { // ours, and empty
 		if err := os.MkdirAll(at, 0o755); err != nil {
 			return failed("make "+at, err)
 		}
@@ -129,7 +152,7 @@ type point struct {
 func missingPoints(binds []bind) ([]*point, error) {
 	var points []*point
 	for _, b := range binds {
-		if _, err := os.Stat(b.At); err == nil || under(b.At, "/tmp") {
+		if _, err := os.Stat(b.At); err == nil || covered(b.At) {
 			continue
 		}
 		dir := filepath.Dir(b.At)

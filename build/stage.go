@@ -68,8 +68,23 @@ func closeOnExec() {
 // enter goes through the wall; it returns only when that fails, a *setupError.
 func (w *wall) enter() error {
 	unix.Umask(0o022)
+	// Out of memory, the kernel ends the build, not a service; without /proc it has to choose.
+	os.WriteFile("/proc/self/oom_score_adj", []byte("500"), 0)
 	if w.Work != "" {
 		if err := w.mount(); err != nil {
+			return err
+		}
+	}
+	if w.Namespaces&unix.CLONE_NEWUTS != 0 {
+		if err := unix.Sethostname([]byte("kmodctl")); err != nil {
+			return failed("sethostname", err)
+		}
+	}
+	if err := w.limit(); err != nil {
+		return err
+	}
+	if w.Landlock > 0 {
+		if err := w.landlock(); err != nil { // before drop: the build user may not reach all of it
 			return err
 		}
 	}
@@ -82,10 +97,15 @@ func (w *wall) enter() error {
 	if err := unix.Chdir(w.work()); err != nil {
 		return failed("enter "+w.work(), err)
 	}
+	if w.Seccomp {
+		if err := filter(); err != nil {
+			return err
+		}
+	}
 	if w.File == "" {
 		os.Exit(0)
 	}
-	if w.Jobs {
+	if w.Fifo != "" {
 		for _, fd := range []uintptr{jobsFD, jobsFD + 1} {
 			if _, err := unix.FcntlInt(fd, unix.F_SETFD, 0); err != nil {
 				return failed("pass the jobserver on", err)
@@ -97,7 +117,7 @@ func (w *wall) enter() error {
 
 // drop gives up every right that the build does not need.
 func (w *wall) drop() error {
-	if w.Drop {
+	if !w.Caller {
 		// The user last: only root may change the others.
 		if err := syscall.Setgroups(nil); err != nil {
 			return failed("setgroups", err)
@@ -107,6 +127,10 @@ func (w *wall) drop() error {
 		}
 		if err := syscall.Setuid(w.UID); err != nil {
 			return failed("setuid", err)
+		}
+	}
+	if w.Caller { // who may be root of a user namespace, to whom an exec gives what this set holds
+		for c := uintptr(0); unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0) == nil; c++ {
 		}
 	}
 	// In a user namespace CAP_SYS_ADMIN is ambient; without ambient rights the exec of a user other than root drops all.

@@ -33,7 +33,7 @@ func (w wall) supervise() error {
 	cmd.Args = []string{stageName, string(message)}
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{life, status}
-	if w.Jobs {
+	if w.Fifo != "" {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, os.NewFile(jobsFD, "jobs"), os.NewFile(jobsFD+1, "jobs"))
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
@@ -69,11 +69,28 @@ func (w wall) supervise() error {
 	panic("unreachable")
 }
 
-// killDescendants sends SIGKILL to all processes below this one.
+// killDescendants sends SIGKILL to all processes below this one. All are stopped first:
+// those that fork faster than we look would never end, and the stopped fill their limit.
 func killDescendants() {
+	stopped := map[int]bool{}
+	for more := true; more; {
+		more = false
+		for _, pid := range descendants() {
+			if !stopped[pid] && unix.Kill(pid, unix.SIGSTOP) == nil {
+				stopped[pid], more = true, true
+			}
+		}
+	}
+	for _, pid := range descendants() {
+		unix.Kill(pid, unix.SIGKILL)
+	}
+}
+
+// descendants lists all processes below this one, the nearer ones first.
+func descendants() (below []int) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		return
+		return nil
 	}
 	children := map[int][]int{}
 	for _, e := range entries {
@@ -82,11 +99,11 @@ func killDescendants() {
 			children[parent] = append(children[parent], pid)
 		}
 	}
-	for todo := children[os.Getpid()]; len(todo) > 0; {
-		pid := todo[0]
-		todo = append(todo[1:], children[pid]...)
-		unix.Kill(pid, unix.SIGKILL)
+	below = children[os.Getpid()]
+	for i := 0; i < len(below); i++ {
+		below = append(below, children[below[i]]...)
 	}
+	return below
 }
 
 // parentOf reads a process's parent from proc_pid_stat(5); 0 when it is gone.

@@ -21,19 +21,19 @@ import (
 	"kmodctl/internal/kernel"
 )
 
-// wall is what stands between a source's code and this machine: another user, own
-// mount and process namespaces. It is also the message to the stage child, which
-// builds it from inside.
+// wall is what stands between a source's code and this machine, and how it is put
+// up. It is also the message to the stage child, which builds it from inside.
 type wall struct {
-	Source string // the copy, as this process opens it
-	Work   string // where the copy appears inside the namespace; "" without one
-	Binds  []bind // folders of a root that must appear at their own places
-	Drop   bool   // become UID and GID
-	UID    int
+	Isolation
+
+	Source string   // the copy, as this process opens it
+	Work   string   // where the copy appears inside the namespace; "" without one
+	Binds  []bind   // folders of a root that must appear at their own places
+	Trees  []string // the build tree, and the source that it was made from
 	GID    int
 
-	Supervised bool // without a namespace: the stage child has a supervisor
-	Jobs       bool // it is born with the Jobserver's descriptors
+	Supervised bool   // without a namespace: the stage child has a supervisor
+	Fifo       string // the Jobserver's, of which the stage child is born with descriptors; "" without one
 
 	File string   // the program; "" only tries the wall
 	Argv []string // its arguments
@@ -50,10 +50,6 @@ const (
 	treeAt   = workRoot + "/tree" // of a build tree whose own place the build user cannot reach
 	nobody   = 65534              // the kernel's overflow user, /proc/sys/kernel/overflowuid
 )
-
-// namespaces are the ones that the stage child is born into. A process namespace
-// ends with its first process: killing that one leaves no other.
-var namespaces uintptr = unix.CLONE_NEWNS | unix.CLONE_NEWPID
 
 // User is who builds: the system user kmodctl, else nobody. ok is false when this
 // process is not root and builds as itself; so it does as the root of a user
@@ -101,15 +97,19 @@ func newWall(j Job) wall {
 		Source: j.Source,
 		Work:   j.fixedPlace(),
 		Binds:  treeBinds(j.Root, j.Kernel),
-		Jobs:   j.Jobserver != nil,
 		jobs:   j.Jobserver,
 		root:   !j.Root.IsHost(),
 	}
-	if w.Jobs {
-		w.Binds = append(w.Binds, bind{filepath.Dir(j.Jobserver.fifo), jobsAt})
+	if w.jobs != nil {
+		w.Fifo = w.jobs.fifo
+		w.Binds = append(w.Binds, bind{filepath.Dir(w.Fifo), jobsAt})
 	}
-	w.UID, w.GID, w.Drop = User()
-	if w.Drop && !under(j.Kernel.Tree.Path, "/tmp") && !w.reaches(filepath.Dir(j.Kernel.Tree.Path)) {
+	var other bool
+	w.UID, w.GID, other = User()
+	w.Caller = !other
+	w.Landlock, w.Seccomp = landlockABI(), canFilter()
+	w.Trees = []string{j.Kernel.Tree.Path, filepath.Join(j.Kernel.Tree.Path, "source"), filepath.Join("/lib/modules", j.Kernel.Name, "source")}
+	if other && !covered(j.Kernel.Tree.Path) && !w.reaches(filepath.Dir(j.Kernel.Tree.Path)) {
 		w.Binds = append(w.Binds, bind{j.Kernel.Tree.Host, treeAt})
 	}
 	return w
@@ -153,15 +153,15 @@ func (w *wall) work() string {
 // fifo is the Jobserver's path as the build sees it.
 func (w *wall) fifo() string {
 	if w.Work != "" {
-		return filepath.Join(jobsAt, filepath.Base(w.jobs.fifo))
+		return filepath.Join(jobsAt, filepath.Base(w.Fifo))
 	}
-	return w.jobs.fifo
+	return w.Fifo
 }
 
 // treeBinds lists the folders that kbuild will look for at absolute paths.
 func treeBinds(root kernel.Root, k kernel.Release) (binds []bind) {
 	if root.IsHost() {
-		if tree := k.Tree.Host; under(tree, "/tmp") { // the namespace has its own /tmp
+		if tree := k.Tree.Host; covered(tree) {
 			binds = append(binds, bind{tree, tree})
 		}
 		return binds
@@ -192,33 +192,20 @@ func under(path, dir string) bool {
 	return err == nil && filepath.IsLocal(rel)
 }
 
-// probe finds out whether this machine grants the namespaces, and takes the wall
-// down to a supervised process group where it does not; under a root that is an error.
-// The log says which of the two it is.
-func (w *wall) probe(ctx context.Context, log io.Writer) error {
-	what := "own mounts and processes"
-	err := w.run(ctx, "", nil, io.Discard)
-	var setup *setupError
-	switch {
-	case errors.As(err, &setup) && w.root:
-		return fmt.Errorf("building under --root needs a mount namespace: %w", setup)
-	case errors.As(err, &setup) && setup.refused():
-		what = fmt.Sprintf("process group only (namespaces are refused: %v)", setup)
-		w.Work, w.Binds = "", nil
-	case err != nil:
+// covered reports whether the namespace has other files at a path: it has an own /tmp,
+// and nothing in /run, where the sockets of this machine's services are.
+func covered(path string) bool { return under(path, "/tmp") || under(path, "/run") }
+
+// makeTemp makes the folder that stands for /tmp where that is everybody's.
+func (w *wall) makeTemp() error {
+	dir := w.temp()
+	if err := os.Mkdir(dir, 0o700); err != nil || w.Caller {
 		return err
 	}
-	as := fmt.Sprintf("uid %d", w.UID)
-	switch {
-	case w.Drop:
-	case os.Geteuid() == 0:
-		as += " (the caller: this user namespace has no other user)"
-	default:
-		as += " (the caller)"
-	}
-	_, err = fmt.Fprintf(log, "isolation: %s, %s\n", what, as)
-	return err
+	return os.Lchown(dir, w.UID, w.GID)
 }
+
+func (w *wall) temp() string { return filepath.Join(w.Source, ".kmodctl-tmp") }
 
 // setupError is a wall that could not be put up.
 type setupError struct {
@@ -269,10 +256,13 @@ func (w wall) run(ctx context.Context, file string, argv []string, out io.Writer
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args = []string{stageName, string(message)}
 	cmd.Env = append(cleanEnv[:len(cleanEnv):len(cleanEnv)], "KMODCTL_WORK="+w.Source)
+	if w.Work == "" {
+		cmd.Env = append(cmd.Env, "TMPDIR="+w.temp())
+	}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.ExtraFiles = []*os.File{lifeR, statusW} // lifeFD, statusFD
-	if w.Jobs {
+	if w.Fifo != "" {
 		ends, err := w.jobs.open()
 		for _, end := range ends {
 			defer end.Close()
@@ -315,7 +305,7 @@ func (w wall) attributes() *syscall.SysProcAttr {
 	if w.Work == "" {
 		return a
 	}
-	a.Pdeathsig, a.Cloneflags = syscall.SIGKILL, namespaces
+	a.Pdeathsig, a.Cloneflags = syscall.SIGKILL, w.Namespaces
 	if os.Geteuid() != 0 {
 		// A user namespace grants the mounts. We stay who we are in it, so the right has to pass the exec as ambient.
 		a.Cloneflags |= unix.CLONE_NEWUSER

@@ -25,13 +25,11 @@ const (
 	helperDir    = "KMODCTL_TEST_BUILD"
 	helperSeries = "KMODCTL_TEST_SERIES"
 
-	helperRefused = "KMODCTL_TEST_REFUSED" // as where the kernel grants no namespaces
+	helperLevel = "KMODCTL_TEST_LEVEL" // as where the kernel grants no more than that
 )
 
 func helper(dir string) int {
-	if os.Getenv(helperRefused) != "" {
-		namespaces = unix.CLONE_NEWNS | unix.CLONE_FS
-	}
+	grant(os.Getenv(helperLevel))
 	all, err := kernel.Find("/")
 	if err != nil {
 		fmt.Println(err)
@@ -51,7 +49,7 @@ func helper(dir string) int {
 			fmt.Println(err)
 			return 1
 		}
-		built, err := Run(context.Background(), Job{Manifest: m, Kernel: k, Root: "/", Source: dir, Toolchain: chain, Log: os.Stdout})
+		built, _, err := Run(context.Background(), Job{Manifest: m, Kernel: k, Root: "/", Source: dir, Toolchain: chain, Log: os.Stdout})
 		if err != nil {
 			fmt.Println(err)
 			return 1
@@ -93,12 +91,12 @@ func TestRunAsUser(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	isolation := "own mounts and processes"
+	isolation := "strict: own mount, pid, ipc, uts, net namespaces, "
 	if !userNamespaces(t) {
-		isolation = "process group only (namespaces are refused: clone: operation not permitted)"
+		isolation = "landlock: no namespaces (refused: clone: operation not permitted), "
 	}
 	for _, want := range []string{
-		fmt.Sprintf("isolation: %s, uid %d (the caller)", isolation, uid),
+		"isolation: " + isolation, fmt.Sprintf(", uid %d (the caller)\n", uid),
 		fmt.Sprintf("built by uid %d, capabilities CapEff:\t0000000000000000", uid),
 		"built 6.1.", "built 6.12.",
 	} {
@@ -116,7 +114,7 @@ func asUser(t *testing.T, cmd *exec.Cmd, dir string) (uid int) {
 	}
 	uid = 12345
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
-	if err := prepareCopy(dir, wall{Drop: true, UID: uid, GID: uid}); err != nil {
+	if err := prepareCopy(dir, wall{Isolation: Isolation{UID: uid}, GID: uid}); err != nil {
 		t.Fatal(err)
 	}
 	return uid
@@ -171,7 +169,7 @@ func TestRunWithAPrivateTree(t *testing.T) {
 	}
 	k.Tree = &own
 	j, log := job(t, k, tree(t, helloTree(t)))
-	built, err := Run(t.Context(), j)
+	built, _, err := Run(t.Context(), j)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, log)
 	}
@@ -236,7 +234,7 @@ func TestRunInChroot(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, want := range []string{"isolation: own mounts and processes, uid ", "built " + k.Name} {
+	for _, want := range []string{"isolation: strict: ", "built " + k.Name} {
 		if !bytes.Contains(out, []byte(want)) {
 			t.Errorf("the log lacks %q:\n%s", want, out)
 		}
@@ -299,12 +297,12 @@ func TestRunWithoutNamespaces(t *testing.T) {
 	dir := tree(t, files)
 	open(t, dir)
 	j, log := job(t, k, dir)
-	built, err := Run(t.Context(), j)
+	built, _, err := Run(t.Context(), j)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, log)
 	}
 	checkModule(t, built[0].File, k.Name)
-	if !strings.Contains(log.String(), "isolation: process group only (namespaces are refused: clone: invalid argument), uid ") {
+	if !strings.Contains(log.String(), "isolation: landlock: no namespaces (refused: clone: invalid argument), Landlock ABI ") {
 		t.Errorf("the log does not say so:\n%s", log)
 	}
 	if strings.Contains(log.String(), "built by uid 0\n") {
@@ -316,16 +314,33 @@ func TestRunWithoutNamespaces(t *testing.T) {
 
 	j, _ = job(t, k, dir)
 	j.Root = kernel.Root(t.TempDir())
-	_, err = Run(t.Context(), j)
+	_, _, err = Run(t.Context(), j)
 	if want := "build hello for " + k.Name + ": building under --root needs a mount namespace: clone: invalid argument"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }
 
 func refuseNamespaces(t *testing.T) {
-	granted := namespaces
-	namespaces = unix.CLONE_NEWNS | unix.CLONE_FS // EINVAL in every kernel, clone(2)
-	t.Cleanup(func() { namespaces = granted })
+	grantLevel(t, LevelLandlock)
+}
+
+// grant makes this process one that gets no more than a level from the kernel.
+func grant(level string) {
+	switch level {
+	case LevelNamespaces:
+		landlockABI = func() int { return 0 }
+	case LevelUser, LevelNone:
+		landlockABI = func() int { return 0 }
+		fallthrough
+	case LevelLandlock:
+		offers = []uintptr{unix.CLONE_NEWNS | unix.CLONE_FS} // EINVAL in every kernel, clone(2)
+	}
+}
+
+func grantLevel(t *testing.T, level string) {
+	oldOffers, oldABI := offers, landlockABI
+	t.Cleanup(func() { offers, landlockABI = oldOffers, oldABI })
+	grant(level)
 }
 
 // running lists the processes of a command line.
@@ -385,11 +400,12 @@ func (w *waitFor) Write(p []byte) (int, error) {
 }
 
 func TestRunCancelled(t *testing.T) {
-	t.Run("namespaces", testRunCancelled)
-	t.Run("without namespaces", func(t *testing.T) {
-		refuseNamespaces(t)
-		testRunCancelled(t)
-	})
+	for _, level := range []string{LevelStrict, LevelNamespaces, LevelLandlock, LevelUser} {
+		t.Run(level, func(t *testing.T) {
+			grantLevel(t, level)
+			testRunCancelled(t)
+		})
+	}
 }
 
 func testRunCancelled(t *testing.T) {
@@ -404,7 +420,7 @@ func testRunCancelled(t *testing.T) {
 		cancel()
 	}}
 	j.Log = log
-	built, err := Run(ctx, j)
+	built, _, err := Run(ctx, j)
 	if !errors.Is(err, context.Canceled) || built != nil {
 		t.Errorf("%v, built %v\n%s", err, built, &log.seen)
 	}
@@ -418,16 +434,17 @@ func testRunCancelled(t *testing.T) {
 
 // kill -9 of kmodctl itself: the kernel ends what it had started.
 func TestRunKilled(t *testing.T) {
-	t.Run("namespaces", func(t *testing.T) { testRunKilled(t) })
-	t.Run("without namespaces", func(t *testing.T) { testRunKilled(t, helperRefused+"=1") })
+	for _, level := range []string{LevelStrict, LevelNamespaces, LevelLandlock, LevelUser} {
+		t.Run(level, func(t *testing.T) { testRunKilled(t, level) })
+	}
 }
 
-func testRunKilled(t *testing.T, env ...string) {
+func testRunKilled(t *testing.T, level string) {
 	k := series(t, "6.1.")
 	dir := tree(t, endless(t))
 	open(t, dir)
 	cmd := helperCommand(t.Context(), dir, k.Name)
-	cmd.Env = append(cmd.Env, env...)
+	cmd.Env = append(cmd.Env, helperLevel+"="+level)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -486,7 +503,7 @@ func TestRunUnderRoot(t *testing.T) {
 	j, log := job(t, found, tree(t, helloTree(t)))
 	j.Root = kernel.Root(root)
 	j.Manifest.Build.Prepare = [][]string{{"test", "-d", "/lib/modules/" + release}}
-	built, err := Run(t.Context(), j)
+	built, _, err := Run(t.Context(), j)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, log)
 	}

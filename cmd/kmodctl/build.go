@@ -34,10 +34,14 @@ func cmdBuild(e *env) *cli.Command {
 			&cli.BoolFlag{Name: "keep", Usage: "leave a copy of each build's folder in " + keptIn + " and print how to go on there"},
 			&cli.BoolFlag{Name: "timings", Usage: "tell where each build's time went"},
 			&cli.BoolFlag{Name: "watch", Usage: "build the folders again whenever one of their files is saved, until Ctrl-C"},
+			&cli.DurationFlag{Name: "time-limit", Value: build.DefaultTimeLimit, Usage: "end a build that is not done after `TIME`"},
 		},
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
 			o := buildOptions{releases: c.StringSlice("kernel"), install: !c.Bool("no-install"), keep: c.Bool("keep"), timings: c.Bool("timings")}
+			if e.timeLimit = c.Duration("time-limit"); e.timeLimit <= 0 {
+				return usagef("--time-limit %v is not above zero", e.timeLimit)
+			}
 			if c.Bool("watch") {
 				return e.watch(c.Context, c.Args().Slice(), o)
 			}

@@ -19,8 +19,8 @@ func cmdHistory(e *env) *cli.Command {
 		Usage:     "show every build, install, rollback and uninstall of a package, newest first",
 		ArgsUsage: "NAME|NAME@VERSION",
 		Description: examples("A package that was removed has its history still. With -v: which inputs a build had changed\n"+
-			"against the one before it for that kernel, and the digest of its log (kmodctl log NAME prints\n"+
-			"that of the last).",
+			"against the one before it for that kernel, how well it was isolated (docs/sandbox.md), and the\n"+
+			"digest of its log (kmodctl log NAME prints that of the last).",
 			"kmodctl history hello", "kmodctl history hello -k 6.1.0-56-amd64 -v", "kmodctl history hello --json"),
 		Flags:        []cli.Flag{&cli.StringFlag{Name: "kernel", Aliases: []string{"k"}, Usage: "only for kernel `RELEASE`"}},
 		BashComplete: completePackages(e),
@@ -37,7 +37,8 @@ func cmdHistory(e *env) *cli.Command {
 // historyEntry is an attempt, and what was new about it.
 type historyEntry struct {
 	registry.Attempt
-	Changed []string `json:"changed,omitempty"` // inputs that differ from the build before it for that kernel
+	Changed   []string `json:"changed,omitempty"`   // inputs that differ from the build before it for that kernel
+	Isolation string   `json:"isolation,omitempty"` // of a build whose artifact is still here
 }
 
 func (e *env) history(ctx context.Context, arg, release string) error {
@@ -94,6 +95,13 @@ func entries(reg *registry.Registry, attempts []registry.Attempt) ([]historyEntr
 		if a.Op != registry.OpBuild || a.InputHash == "" {
 			continue
 		}
+		if a.Artifact != "" {
+			art, _, err := reg.ArtifactByDigest(a.Artifact)
+			if err != nil {
+				return nil, err
+			}
+			out[i].Isolation = art.Isolation
+		}
 		if _, ok := inputs[a.InputHash]; !ok {
 			in, err := reg.Inputs(a.InputHash)
 			if err != nil {
@@ -113,7 +121,7 @@ func entries(reg *registry.Registry, attempts []registry.Attempt) ([]historyEntr
 func (e *env) printHistory(all []historyEntry) error {
 	head := []string{"TIME", "WHAT", "VERSION", "KERNEL", "OUTCOME", "SECONDS", "WHY"}
 	if e.verbose {
-		head = append(head, "CHANGED", "LOG")
+		head = append(head, "CHANGED", "ISOLATION", "LOG")
 	}
 	t := e.table(head...)
 	for _, h := range all {
@@ -124,7 +132,7 @@ func (e *env) printHistory(all []historyEntry) error {
 		why, _, _ := strings.Cut(h.Error, "\n")
 		row := []string{h.Started.Local().Format(time.DateTime), h.Op, h.Version, h.Release, outcome, fmt.Sprintf("%.1f", h.Seconds), why}
 		if e.verbose {
-			row = append(row, strings.Join(h.Changed, ", "), h.Log)
+			row = append(row, strings.Join(h.Changed, ", "), h.Isolation, h.Log)
 		}
 		t.row(row...)
 	}

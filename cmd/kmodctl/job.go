@@ -44,6 +44,7 @@ type job struct {
 	named    map[string]bool            // packages of which the user named the version
 	given    map[string]registry.Source // what the command is about, by name
 	folders  map[string]string          // folders inside the root: their host paths
+	weaker   sync.Once                  // to tell that builds are not isolated as well as can be
 }
 
 // know reads, once, what most steps of a command ask for: all newest artifacts, and
@@ -502,7 +503,7 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step, a
 		err = errors.Join(err, j.reg.FinishAttempt(attempt))
 	}()
 
-	modules, files, err := j.produce(ctx, src, s, work, log, at)
+	made, err := j.produce(ctx, src, s, work, log, at)
 	digest, logErr := j.keepLog(context.WithoutCancel(ctx), log)
 	attempt.Log = digest
 	if err != nil {
@@ -511,12 +512,15 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step, a
 	if logErr != nil {
 		return logErr
 	}
+	if made.isolation.Level() != build.LevelStrict {
+		j.weaker.Do(func() { j.say("note: isolation: %s", made.isolation) })
+	}
 	at("store", "")
 	art, err := j.reg.PutArtifact(ctx, registry.Artifact{
 		Package: s.Package, Version: s.Version, Release: s.Release,
-		InputHash: s.InputHash, Inputs: registryInputs(s.Inputs), Modules: modules, Log: digest,
-		Compiler: s.Toolchain.Identity, Built: attempt.Started, Seconds: time.Since(attempt.Started).Seconds(),
-	}, files)
+		InputHash: s.InputHash, Inputs: registryInputs(s.Inputs), Modules: made.modules, Log: digest,
+		Compiler: s.Toolchain.Identity, Isolation: made.isolation.Level(), Built: attempt.Started, Seconds: time.Since(attempt.Started).Seconds(),
+	}, made.files)
 	if err != nil {
 		return err
 	}
@@ -525,43 +529,49 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step, a
 	return nil
 }
 
+// product is what a build has made.
+type product struct {
+	modules   []registry.Module
+	files     map[string]string // by the name of each module: its .ko, where the build user cannot change it
+	isolation build.Isolation
+}
+
 // produce builds a step from the registry's copy of its source, inside work, a folder
-// for this alone. files leads from the name of each module to its .ko, where the build user
-// cannot change it.
-func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, work string, log io.Writer, at func(step, what string)) (modules []registry.Module, files map[string]string, err error) {
+// for this alone.
+func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, work string, log io.Writer, at func(step, what string)) (p product, err error) {
 	at("copy", "")
 	source := filepath.Join(work, "source")
 	if err := os.Mkdir(source, 0o755); err != nil {
-		return nil, nil, err
+		return p, err
 	}
 	if j.kept {
 		defer j.keepFolder(source, s)
 	}
 	if err := j.reg.Extract(src, source); err != nil {
-		return nil, nil, err
+		return p, err
 	}
 	symvers, err := j.writeSymvers(source, s)
 	if err != nil {
-		return nil, nil, fmt.Errorf("build %s for %s: %w", s.Package, s.Release, err)
+		return p, fmt.Errorf("build %s for %s: %w", s.Package, s.Release, err)
 	}
-	built, err := build.Run(ctx, build.Job{
+	built, isolation, err := build.Run(ctx, build.Job{
 		Manifest: s.Manifest, Kernel: s.Kernel, Root: j.root, Source: source, Symvers: symvers,
-		Toolchain: s.Toolchain, Log: log, Jobserver: j.jobs, At: at,
+		Toolchain: s.Toolchain, Log: log, Jobserver: j.jobs, At: at, TimeLimit: j.timeLimit,
 	})
 	if err != nil {
-		return nil, nil, err
+		return p, err
 	}
 	at("take", "")
-	files = map[string]string{}
+	p = product{files: map[string]string{}, isolation: isolation}
 	for _, b := range built {
 		m, file, err := take(source, b, work)
 		if err != nil {
-			return nil, nil, err
+			return p, err
 		}
-		modules = append(modules, m)
-		files[m.Name] = file
+		p.modules = append(p.modules, m)
+		p.files[m.Name] = file
 	}
-	return modules, files, nil
+	return p, nil
 }
 
 func registryInputs(in []build.Input) (out []registry.Input) {

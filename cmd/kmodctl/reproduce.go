@@ -281,7 +281,7 @@ func (j *job) rebuild(ctx context.Context, r *rebuild, shop *registry.Registry, 
 		return err
 	}
 	defer log.Close()
-	_, files, err := j.produce(ctx, r.source, r.step, work, log, at)
+	made, err := j.produce(ctx, r.source, r.step, work, log, at)
 	if text, logErr := os.ReadFile(log.Name()); j.verbose && logErr == nil {
 		j.err.Write(text) // at once: other builds go on
 	}
@@ -291,7 +291,7 @@ func (j *job) rebuild(ctx context.Context, r *rebuild, shop *registry.Registry, 
 	}
 	r.Outcome = rebuildIdentical
 	for _, m := range r.artifact.Modules {
-		same, other, err := j.compare(m, files[m.Name])
+		same, other, err := j.compare(m, made.files[m.Name])
 		if err != nil {
 			return err
 		}
