@@ -81,9 +81,13 @@ var reproducible = []string{
 func Run(ctx context.Context, j Job) ([]Built, Isolation, error) {
 	log := &capped{to: j.Log, left: logLen}
 	j.Log = log
-	r := &run{Job: j}
+	r := &run{Job: j, at: "prepare"}
 	watched, stop := watch(ctx, j.TimeLimit, j.Source)
 	built, err := r.build(watched)
+	if ended := context.Cause(watched); err != nil && ended != nil {
+		fmt.Fprintln(j.Log, ended)
+		err = &Error{Package: j.Manifest.Name, Release: j.Kernel.Name, Step: r.at, Err: ended}
+	}
 	stop()
 	if clear := clearSetID(j.Source); err == nil {
 		err = clear
@@ -108,7 +112,8 @@ func Run(ctx context.Context, j Job) ([]Built, Isolation, error) {
 type run struct {
 	Job
 	wall    wall
-	telling telling // of the last step
+	at      string  // the last step
+	telling telling // what it said
 }
 
 func (r *run) build(ctx context.Context) ([]Built, error) {
@@ -123,7 +128,7 @@ func (r *run) build(ctx context.Context) ([]Built, error) {
 	if r.Toolchain.Note != "" {
 		fmt.Fprintf(r.Log, "note: %s\n", r.Toolchain.Note)
 	}
-	r.at("isolate", "")
+	r.tell("isolate", "")
 	if err := r.wall.probe(ctx, r.Log); err != nil {
 		return nil, err
 	}
@@ -153,7 +158,7 @@ func (r *run) build(ctx context.Context) ([]Built, error) {
 	if err := r.step(ctx, "make", r.kbuild()...); err != nil {
 		return nil, err
 	}
-	r.at("collect", "")
+	r.tell("collect", "")
 	built, err := r.collect()
 	if err != nil {
 		return nil, err
@@ -230,7 +235,7 @@ func (r *run) expand(argv []string) []string {
 // step runs one command behind the wall, in the copy of the source.
 func (r *run) step(ctx context.Context, name string, argv ...string) error {
 	fmt.Fprintf(r.Log, "+ %s\n", quote(argv))
-	r.at(name, "")
+	r.tell(name, "")
 	file := argv[0]
 	if !strings.Contains(file, "/") {
 		var err error
@@ -239,23 +244,17 @@ func (r *run) step(ctx context.Context, name string, argv ...string) error {
 			return err
 		}
 	}
-	r.telling = telling{}
+	r.at, r.telling = name, telling{}
 	out := &lines{to: r.Log, each: func(line string) {
 		r.telling.read(line)
 		if short := shortLog.FindStringSubmatch(line); short != nil {
-			r.at(name, short[1]+" "+strings.TrimPrefix(short[2], r.wall.work()+"/"))
+			r.tell(name, short[1]+" "+strings.TrimPrefix(short[2], r.wall.work()+"/"))
 		}
 	}}
 	err := r.wall.run(ctx, file, argv, out)
 	out.flush()
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		if err = context.Cause(ctx); errors.Is(err, context.Canceled) {
-			return err
-		}
-		r.telling = telling{} // what it said has nothing to do with it
+	if err == nil || ctx.Err() != nil {
+		return err
 	}
 	fmt.Fprintf(r.Log, "%s: %v\n", argv[0], err)
 	return r.failed(name, fmt.Errorf("%s: %w", argv[0], err))
@@ -264,7 +263,7 @@ func (r *run) step(ctx context.Context, name string, argv ...string) error {
 // shortLog is how kbuild says what it makes: "  CC [M]  /tmp/kmodctl/hello-1.0/hello.o".
 var shortLog = regexp.MustCompile(`^  ([A-Z]+) (?:\[M\])? +(\S+)$`)
 
-func (r *run) at(step, what string) {
+func (r *run) tell(step, what string) {
 	if r.At != nil {
 		r.At(step, what)
 	}

@@ -33,7 +33,7 @@ var limits = []struct {
 }
 
 // maxProcesses bounds processes and threads of the build user (RLIMIT_NPROC): all builds of a machine share it.
-const maxProcesses = 2048
+var maxProcesses uint64 = 2048
 
 // limit lowers this process's limits. The number of processes counts by user: where the
 // caller builds as himself, and not in a user namespace of his own, his others would count.
@@ -46,7 +46,7 @@ func (w *wall) limit() error {
 	if w.Caller && w.Namespaces == 0 {
 		return nil
 	}
-	return lower(unix.RLIMIT_NPROC, maxProcesses)
+	return lower(unix.RLIMIT_NPROC, w.Processes)
 }
 
 func lower(resource int, most uint64) error {

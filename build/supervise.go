@@ -52,11 +52,12 @@ func (w wall) supervise() error {
 		killDescendants()
 	}()
 	err = cmd.Wait()
-	for {
+	for killed := error(nil); killed != unix.ECHILD; {
 		killDescendants()
 		// Whatever was forked behind our back has a parent that dies and is reaped here: then we look again.
-		if _, err := unix.Wait4(-1, nil, 0, nil); err == unix.ECHILD {
-			break
+		_, killed = unix.Wait4(-1, nil, 0, nil)
+		for pid := 1; pid > 0 && killed == nil; { // those that died meanwhile: to look for each is slow
+			pid, killed = unix.Wait4(-1, nil, unix.WNOHANG, nil)
 		}
 	}
 	code := 0

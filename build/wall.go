@@ -32,6 +32,8 @@ type wall struct {
 	Trees  []string // the build tree, and the source that it was made from
 	GID    int
 
+	Processes uint64 // RLIMIT_NPROC
+
 	Supervised bool   // without a namespace: the stage child has a supervisor
 	Fifo       string // the Jobserver's, of which the stage child is born with descriptors; "" without one
 
@@ -99,6 +101,8 @@ func newWall(j Job) wall {
 		Binds:  treeBinds(j.Root, j.Kernel),
 		jobs:   j.Jobserver,
 		root:   !j.Root.IsHost(),
+
+		Processes: maxProcesses,
 	}
 	if w.jobs != nil {
 		w.Fifo = w.jobs.fifo

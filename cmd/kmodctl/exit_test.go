@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -66,6 +67,7 @@ func TestHints(t *testing.T) {
 		{&kernel.NotFoundError{Name: "6.1"}, "kmodctl kernels"},
 		{&build.ManifestError{}, "docs/manifest.md"},
 		{&build.Error{Package: "hello", Release: "6.1.0"}, "kmodctl log hello -k 6.1.0"},
+		{&build.Error{Package: "hello", Release: "6.1.0", Err: &build.TimeLimitError{Limit: time.Hour}}, "kmodctl build hello -k 6.1.0 --time-limit 2h0m0s"},
 		{unlogged{&build.Error{}}, "kmodctl run -v"},
 		{missingHeaders{kernel.Release{Name: "6.1.0", Missing: []kernel.Missing{{What: "x", Remedy: "apt install y"}}}}, "apt install y"},
 		{ofPackage{&loader.KernelError{Module: "stack_user", Release: "6.1.0", BuiltFor: "6.12.0"}, "stack"}, "kmodctl build stack -k 6.1.0"},

@@ -71,6 +71,7 @@ func hints(err error) []string {
 		noModule *loader.NotFoundError
 		manifest *build.ManifestError
 		kbuild   *build.Error
+		slow     *build.TimeLimitError
 		refused  *loader.KernelError
 		inUse    *loader.InUseError
 		damaged  *registry.CorruptError
@@ -133,6 +134,8 @@ func hints(err error) []string {
 		return []string{fmt.Sprintf("kmodctl remove %s@%s, then import it", exists.Name, exists.Version)}
 	case errors.As(err, &unbuilt):
 		return []string{"kmodctl build " + unbuilt.name}
+	case errors.As(err, &slow) && errors.As(err, &kbuild):
+		return []string{fmt.Sprintf("kmodctl build %s -k %s --time-limit %v", kbuild.Package, kbuild.Release, 2*slow.Limit)}
 	case errors.As(err, &kbuild):
 		return []string{fmt.Sprintf("kmodctl log %s -k %s", kbuild.Package, kbuild.Release)}
 	case errors.As(err, &inUse):
