@@ -388,8 +388,14 @@ func processesOf(state string) (out []string) {
 	return out
 }
 
-// TestInterrupt sends SIGINT in the middle of a build whose Makefile never ends.
+// TestInterrupt sends SIGINT, and SIGTERM, in the middle of a build whose Makefile never ends.
 func TestInterrupt(t *testing.T) {
+	for sig, code := range map[syscall.Signal]int{syscall.SIGINT: exitInterrupted, syscall.SIGTERM: exitTerminated} {
+		t.Run(sig.String(), func(t *testing.T) { testInterrupt(t, sig, code) })
+	}
+}
+
+func testInterrupt(t *testing.T, sig syscall.Signal, want int) {
 	rels := releases(t)[:1]
 	root := newRoot(t, rels...)
 	src := t.TempDir()
@@ -412,10 +418,10 @@ func TestInterrupt(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	cmd.Process.Signal(syscall.SIGINT)
+	cmd.Process.Signal(sig)
 	cmd.Wait()
-	if code := cmd.ProcessState.ExitCode(); code != exitInterrupted {
-		t.Errorf("exit %d, want %d", code, exitInterrupted)
+	if code := cmd.ProcessState.ExitCode(); code != want {
+		t.Errorf("exit %d, want %d", code, want)
 	}
 	if left := processesOf(state); len(left) > 0 {
 		t.Errorf("processes are left: %v", left)
