@@ -23,11 +23,12 @@ var landlockABI = func() int {
 var system = []string{
 	"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", // /opt: compilers of vendors
 	"/usr/src", "/usr/local", "/lib/modules", // these may be links to elsewhere
-	"/proc", "/sys/devices/system/cpu", // how many there are
+	"/proc", "/sys/devices/system/cpu", "/sys/kernel/btf",
 	"/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/ld.so.preload",
 	"/etc/nsswitch.conf", "/etc/passwd", "/etc/group", "/etc/localtime", "/etc/locale.alias",
-	"/etc/os-release", "/etc/debian_version", "/etc/redhat-release", "/etc/lsb-release",
-	"/etc/perl", "/etc/python3*", "/etc/ssl/openssl.cnf", "/etc/pki/tls/openssl.cnf", "/etc/crypto-policies",
+	"/etc/*-release", "/etc/debian_version", "/etc/dpkg", "/etc/rpm", // what distribution it is
+	"/etc/perl", "/etc/python3*", "/etc/magic*", "/etc/gitconfig", "/etc/wgetrc", // these refuse to run when theirs cannot be read
+	"/etc/ssl/openssl.cnf", "/etc/pki/tls/openssl.cnf", "/etc/crypto-policies",
 	"/dev/random", "/dev/urandom",
 }
 

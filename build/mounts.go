@@ -33,7 +33,7 @@ func (w *wall) mount() error {
 	if err != nil {
 		return err
 	}
-	for dir, options := range map[string]string{"/tmp": "mode=1777,size=25%,nr_inodes=100k", "/run": "mode=755,nr_inodes=10"} {
+	for dir, options := range map[string]string{"/tmp": "mode=1777,size=25%,nr_inodes=100k", "/run": "mode=755"} {
 		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil && !(dir == "/run" && err == unix.ENOENT) {
 			return failed("mount "+dir, err)
 		}

@@ -8,13 +8,12 @@ var ErrNoNetwork = errors.New("the build has no network: the source must be comp
 // networkLines name a network that cannot be reached, in the words of the C library, curl, wget, Go and Node.
 var networkLines = anyOf(
 	`Could not resolve host`,
+	`Failed to connect to `,
 	`unable to resolve host address`,
 	`Temporary failure in name resolution`,
 	`Name or service not known`,
-	`Network is unreachable`,
-	`network is unreachable`,
-	`Address family not supported by protocol`,
-	`address family not supported by protocol`,
+	`[Nn]etwork is unreachable`,
+	`[Aa]ddress family not supported by protocol`,
 	`\bEAI_AGAIN\b`,
 )
 

@@ -203,6 +203,9 @@ func covered(path string) bool { return under(path, "/tmp") || under(path, "/run
 // makeTemp makes the folder that stands for /tmp where that is everybody's.
 func (w *wall) makeTemp() error {
 	dir := w.temp()
+	if err := os.RemoveAll(dir); err != nil { // the source's, or of a build before this one
+		return err
+	}
 	if err := os.Mkdir(dir, 0o700); err != nil || w.Caller {
 		return err
 	}

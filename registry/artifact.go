@@ -26,7 +26,7 @@ type Artifact struct {
 	Modules   []Module  `json:"modules"`
 	Log       string    `json:"log,omitempty"` // digest of the build log's blob
 	Compiler  string    `json:"compiler,omitempty"`
-	Isolation string    `json:"isolation,omitempty"` // build.Isolation's level; "" of artifacts from before kmodctl told
+	Isolation string    `json:"isolation,omitempty"` // a level of docs/sandbox.md; "" where it was not recorded yet
 	Built     time.Time `json:"built"`
 	Seconds   float64   `json:"seconds"` // how long the build took
 }
