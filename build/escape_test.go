@@ -211,7 +211,7 @@ func hasSetID(t *testing.T, dir string) (found bool) {
 	if _, err := os.Stat(filepath.Join(dir, "set-uid")); err != nil {
 		t.Fatal(err)
 	}
-	filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	filepath.WalkDir(dir, func(path string, d fs.DirEntry, _ error) error {
 		info, err := d.Info()
 		found = found || err != nil || info.Mode()&(fs.ModeSetuid|fs.ModeSetgid) != 0
 		return nil
