@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,7 +43,10 @@ func factsOf(k kernel.Release, ask asker) *facts {
 		f.err = errors.New(lacks(k))
 		return f
 	}
-	if f.config, f.err = digestConfig(k.Tree.Host, ask.digest); f.err != nil {
+	if f.err = foreign(k); f.err != nil {
+		return f
+	}
+	if f.config, f.err = ask.digest(k.Tree.ConfigFile); f.err != nil {
 		return f
 	}
 	if f.symvers, f.err = ask.digest(k.Tree.Symvers); f.err != nil {
@@ -56,6 +58,17 @@ func factsOf(k kernel.Release, ask asker) *facts {
 	f.flags = strings.Join(append(f.chain.flags(), reproducible...), " ")
 	f.pahole, f.err = paholeIdentity(k, ask.tool)
 	return f
+}
+
+// foreign is the error of headers whose tools (modpost, objtool) cannot run here: they are for
+// another processor. A 32-bit system may run below a 64-bit kernel.
+func foreign(k kernel.Release) error {
+	machine, err := kernel.Machine()
+	also := map[string]string{"i686": "x86_64", "armv7l": "aarch64", "armv6l": "aarch64"}[k.Arch]
+	if err != nil || k.Arch == "" || k.Arch == machine || also == machine {
+		return err
+	}
+	return fmt.Errorf("%s is a kernel for %s, and this machine (%s) cannot run the tools of its headers", k.Name, k.Arch, machine)
 }
 
 // inputs is an array, since status makes one for each package and kernel.
@@ -133,16 +146,6 @@ func paholeIdentity(k kernel.Release, tool func(string) (string, error)) (string
 		return "not installed", nil
 	}
 	return tool(path)
-}
-
-// digestConfig stands for the tree's configuration: .config, or what is left of it in
-// trees that come without.
-func digestConfig(tree string, digest func(string) (string, error)) (string, error) {
-	sum, err := digest(filepath.Join(tree, ".config"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return digest(filepath.Join(tree, "include/config/auto.conf"))
-	}
-	return sum, err
 }
 
 func digestFile(path string) (string, error) {

@@ -36,7 +36,7 @@ func fakeKernel(t *testing.T, cc, config string) kernel.Release {
 		t.Fatal(err)
 	}
 	return kernel.Release{Name: "6.1.0-test", Arch: "x86_64", Tree: &kernel.Tree{
-		Path: dir, Host: dir, CC: cc, Config: parsed, Symvers: filepath.Join(dir, "Module.symvers"),
+		Path: dir, Host: dir, CC: cc, Config: parsed, ConfigFile: filepath.Join(dir, ".config"), Symvers: filepath.Join(dir, "Module.symvers"),
 	}}
 }
 
@@ -107,25 +107,20 @@ func TestInputsNameWhatChanged(t *testing.T) {
 	}
 }
 
-func TestInputsOfATreeWithoutConfig(t *testing.T) {
+func TestNoInputs(t *testing.T) {
 	programs(t, "gcc")
-	k := fakeKernel(t, "", "CONFIG_NET=y\n")
-	if err := os.Remove(filepath.Join(k.Tree.Host, ".config")); err != nil {
-		t.Fatal(err)
-	}
 	tool := identities(map[string]string{"gcc": "gcc 12.2.0"})
+	k := fakeKernel(t, "", "CONFIG_NET=y\n")
+	k.Arch = "sparc64"
+	if _, _, err := inputs(&Manifest{}, "s", k, tool); err == nil || !strings.Contains(err.Error(), "is a kernel for sparc64") {
+		t.Errorf("another processor's headers: %v", err)
+	}
+	k = fakeKernel(t, "", "CONFIG_NET=y\n")
+	if err := os.Remove(k.Tree.ConfigFile); err != nil {
+		t.Fatal(err)
+	}
 	if _, _, err := inputs(&Manifest{}, "s", k, tool); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("neither .config nor auto.conf: %v", err)
-	}
-	conf := filepath.Join(k.Tree.Host, "include/config/auto.conf")
-	if err := os.MkdirAll(filepath.Dir(conf), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(conf, nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if _, _, err := inputs(&Manifest{}, "s", k, tool); err != nil {
-		t.Error(err)
+		t.Errorf("no .config: %v", err)
 	}
 	if _, _, err := inputs(&Manifest{}, "s", kernel.Release{Name: "6.1"}, tool); err == nil || err.Error() != "no build tree for 6.1" {
 		t.Errorf("no tree: %v", err)

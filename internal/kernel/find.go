@@ -30,7 +30,7 @@ func (e *NotFoundError) Error() string {
 // the host the running one, even when it has nothing of that.
 //
 // A folder of these that cannot be listed is an error, unless it is absent.
-// Of each kernel only .config and one file of a line are read.
+// Of each kernel only .config and two files of a line are read.
 func Find(root Root) ([]Release, error) {
 	s, err := newSurvey(root)
 	if err != nil {
@@ -78,6 +78,33 @@ func Get(root Root, name string) (Release, error) {
 		near = names
 	}
 	return Release{}, &NotFoundError{Name: name, Near: near}
+}
+
+// At returns the kernel that a folder of the root is the build tree of, such as one where
+// somebody has built a kernel. Only Name, Arch, Tree and what is missing are set.
+func At(root Root, tree string) (Release, error) {
+	s, err := newSurvey(root)
+	if err != nil {
+		return Release{}, err
+	}
+	r := Release{Name: s.builtFor(tree), Root: root}
+	if r.Name == "" && s.err == nil {
+		s.err = errors.New("no include/generated/utsrelease.h says for which kernel it is")
+	}
+	if r.Tree, r.Missing = s.openTree(tree, r.Name); r.Tree != nil {
+		r.Arch, err = r.Tree.Config.machine()
+		s.saw(err)
+	}
+	if s.err != nil {
+		return Release{}, fmt.Errorf("read build tree %s: %w", tree, s.err)
+	}
+	return r, nil
+}
+
+// Machine returns what uname -m says here, for instance "x86_64".
+func Machine() (string, error) {
+	_, machine, err := uname()
+	return machine, err
 }
 
 // Running returns the release of the running kernel, as uname -r does.
@@ -197,6 +224,7 @@ func (s *survey) describe(name string) Release {
 func (s *survey) look(name string) Release {
 	r := Release{
 		Name:    name,
+		Root:    s.root,
 		Arch:    s.machine,
 		Running: name == s.running,
 		Modules: s.first("/lib/modules/"+name, "/usr/lib/modules/"+name),
@@ -213,7 +241,7 @@ func (s *survey) look(name string) Release {
 		r.Missing = []Missing{{What: "the running kernel " + name + " has no /lib/modules folder here: it is a container's or a provider's kernel"}}
 	}
 	if r.Missing == nil {
-		r.Missing = []Missing{{notInstalled(name), s.install(name)}}
+		r.Missing = []Missing{{What: notInstalled(name), Remedy: s.install(name)}}
 	}
 	return r
 }

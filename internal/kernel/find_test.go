@@ -66,7 +66,7 @@ func TestFind(t *testing.T) {
 			{Name: "6.1.0-9-amd64", Arch: "x86_64", Modules: "/lib/modules/6.1.0-9-amd64", Tree: built("/usr/src/linux-headers-6.1.0-9-amd64")},
 			{Name: "6.1.0-56-amd64", Arch: "x86_64", Modules: "/lib/modules/6.1.0-56-amd64", Image: "/boot/vmlinuz-6.1.0-56-amd64", Tree: built("/usr/src/linux-headers-6.1.0-56-amd64")},
 			{Name: "6.12.117+deb12-amd64", Modules: "/lib/modules/6.12.117+deb12-amd64", Image: "/boot/vmlinuz-6.12.117+deb12-amd64", Missing: []Missing{
-				{"headers for 6.12.117+deb12-amd64 are not installed", "apt install linux-headers-6.12.117+deb12-amd64"}}},
+				{"headers for 6.12.117+deb12-amd64 are not installed", "apt install linux-headers-6.12.117+deb12-amd64", ""}}},
 		}},
 		"Ubuntu, headers without a kernel": {join(tree("usr/src/linux-headers-6.8.0-31-generic"), map[string]string{
 			"etc/os-release": ubuntu,
@@ -75,7 +75,7 @@ func TestFind(t *testing.T) {
 		}), []Release{
 			{Name: "6.8.0-31-generic", Arch: "x86_64", Tree: built("/usr/src/linux-headers-6.8.0-31-generic")},
 			{Name: "6.8.0-40-generic", Modules: "/lib/modules/6.8.0-40-generic", Missing: []Missing{
-				{"headers for 6.8.0-40-generic are not installed (/lib/modules/6.8.0-40-generic/build leads to /usr/src/linux-headers-6.8.0-40-generic, which cannot be opened)", "apt install linux-headers-6.8.0-40-generic"}}},
+				{"headers for 6.8.0-40-generic are not installed (/lib/modules/6.8.0-40-generic/build leads to /usr/src/linux-headers-6.8.0-40-generic, which cannot be opened)", "apt install linux-headers-6.8.0-40-generic", ""}}},
 		}},
 		"Fedora": {join(tree("usr/src/kernels/6.8.9-300.fc40.x86_64"), map[string]string{
 			"usr/lib/os-release": fedora,
@@ -86,7 +86,7 @@ func TestFind(t *testing.T) {
 		}), []Release{
 			{Name: "6.8.9-300.fc40.x86_64", Arch: "x86_64", Modules: "/lib/modules/6.8.9-300.fc40.x86_64", Image: "/lib/modules/6.8.9-300.fc40.x86_64/vmlinuz", Tree: built("/usr/src/kernels/6.8.9-300.fc40.x86_64")},
 			{Name: "6.8.10-300.fc40.x86_64", Modules: "/lib/modules/6.8.10-300.fc40.x86_64", Image: "/lib/modules/6.8.10-300.fc40.x86_64/vmlinuz", Missing: []Missing{
-				{"headers for 6.8.10-300.fc40.x86_64 are not installed", "dnf install kernel-devel-6.8.10-300.fc40.x86_64"}}},
+				{"headers for 6.8.10-300.fc40.x86_64 are not installed", "dnf install kernel-devel-6.8.10-300.fc40.x86_64", ""}}},
 		}},
 		"RHEL, headers without a kernel": {join(tree("usr/src/kernels/4.18.0-553.8.1.el8_10.x86_64"), tree("usr/src/kernels/4.18.0-553.el8_10.x86_64"), map[string]string{
 			"etc/os-release": rocky,
@@ -102,7 +102,7 @@ func TestFind(t *testing.T) {
 			"usr/lib/modules/extramodules-6.12/":     "",
 		}), []Release{
 			{Name: "6.6.63-1-lts", Modules: "/lib/modules/6.6.63-1-lts", Image: "/lib/modules/6.6.63-1-lts/vmlinuz", Missing: []Missing{
-				{"headers for 6.6.63-1-lts are not installed", "pacman -S linux-lts-headers"}}},
+				{"headers for 6.6.63-1-lts are not installed", "pacman -S linux-lts-headers", ""}}},
 			{Name: "6.12.1-arch1-1", Arch: "x86_64", Modules: "/lib/modules/6.12.1-arch1-1", Image: "/lib/modules/6.12.1-arch1-1/vmlinuz", Tree: built("/usr/lib/modules/6.12.1-arch1-1/build")},
 		}},
 		"openSUSE": {join(tree("usr/src/linux-6.4.0-150600.23.7-obj/x86_64/default"), tree("usr/src/linux-6.4.0-150600.23.7-obj/x86_64/64kb"), map[string]string{
@@ -114,7 +114,7 @@ func TestFind(t *testing.T) {
 			"usr/src/linux-obj":                                 "-> linux-6.4.0-150600.23.7-obj",
 		}), []Release{
 			{Name: "6.4.0-150600.21-default", Modules: "/usr/lib/modules/6.4.0-150600.21-default", Missing: []Missing{
-				{"headers for 6.4.0-150600.21-default are not installed", "zypper install kernel-default-devel=6.4.0-150600.21"}}},
+				{"headers for 6.4.0-150600.21-default are not installed", "zypper install kernel-default-devel=6.4.0-150600.21", ""}}},
 			{Name: "6.4.0-150600.23.7-default", Arch: "x86_64", Modules: "/usr/lib/modules/6.4.0-150600.23.7-default", Image: "/usr/lib/modules/6.4.0-150600.23.7-default/vmlinuz", Tree: built("/usr/src/linux-6.4.0-150600.23.7-obj/x86_64/default")},
 			{Name: "6.4.0-150600.23.7-64kb", Arch: "x86_64", Tree: built("/usr/src/linux-6.4.0-150600.23.7-obj/x86_64/64kb")},
 		}},
@@ -125,7 +125,7 @@ func TestFind(t *testing.T) {
 		}), []Release{
 			{Name: "6.6.31-0-lts", Arch: "x86_64", Modules: "/lib/modules/6.6.31-0-lts", Tree: built("/usr/src/linux-headers-6.6.31-0-lts")},
 			{Name: "6.6.31-0-virt", Modules: "/lib/modules/6.6.31-0-virt", Missing: []Missing{
-				{"headers for 6.6.31-0-virt are not installed", "apk add linux-virt-dev"}}},
+				{"headers for 6.6.31-0-virt are not installed", "apk add linux-virt-dev", ""}}},
 		}},
 		"a stranger": {map[string]string{
 			"lib/modules/6.6.0/": "",
@@ -141,7 +141,10 @@ func TestFind(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			onlyNames := cmpopts.IgnoreFields(Tree{}, "Host", "Config", "Symvers")
+			onlyNames := cmpopts.IgnoreFields(Tree{}, "Host", "Config", "ConfigFile", "Symvers")
+			for i := range c.want {
+				c.want[i].Root = root
+			}
 			if diff := cmp.Diff(c.want, got, onlyNames); diff != "" {
 				t.Errorf("kernels (-want +got):\n%s", diff)
 			}
@@ -153,8 +156,8 @@ func TestFind(t *testing.T) {
 				if want.Tree == nil {
 					continue
 				}
-				if host := filepath.Join(string(root), want.Tree.Path); want.Tree.Host != host || want.Tree.Symvers != host+"/Module.symvers" {
-					t.Errorf("tree %s and %s do not lie in %s", want.Tree.Host, want.Tree.Symvers, host)
+				if host := filepath.Join(string(root), want.Tree.Path); want.Tree.Host != host || want.Tree.Symvers != host+"/Module.symvers" || !strings.HasPrefix(want.Tree.ConfigFile, host+"/") {
+					t.Errorf("tree %s, %s and %s do not lie in %s", want.Tree.Host, want.Tree.Symvers, want.Tree.ConfigFile, host)
 				}
 				if net, err := want.Tree.Config.Has("NET"); !net || err != nil {
 					t.Errorf("the configuration of %s is not there", want.Name)
@@ -181,32 +184,36 @@ func TestFindDamagedTree(t *testing.T) {
 		want  []Missing
 	}{
 		"no Module.symvers": {without("Module.symvers"), []Missing{
-			{"build tree /" + folder + " has no Module.symvers, the list of the kernel's symbols", again}}},
+			{"build tree /" + folder + " has no Module.symvers, the list of the kernel's symbols", again, ""}}},
 		"no .config": {without(".config"), []Missing{
-			{"build tree /" + folder + " has no .config", again}}},
+			{"build tree /" + folder + " has no .config", again, ""}}},
 		"no Makefile": {without("Makefile"), []Missing{
-			{"build tree /" + folder + " has no Makefile", again}}},
+			{"build tree /" + folder + " has no Makefile", again, ""}}},
 		"only a Makefile": {without(".config", "Module.symvers"), []Missing{
-			{"build tree /" + folder + " has no .config", again},
-			{"build tree /" + folder + " has no Module.symvers, the list of the kernel's symbols", again}}},
+			{"build tree /" + folder + " has no .config", again, ""},
+			{"build tree /" + folder + " has no Module.symvers, the list of the kernel's symbols", again, ""}}},
 		"an empty .config": {join(without(), map[string]string{folder + "/.config": ""}), []Missing{
-			{"build tree /" + folder + " has a damaged .config: no CONFIG_ line", again}}},
+			{"build tree /" + folder + " has a damaged .config: no CONFIG_ line", again, ""}}},
 		"another kernel's tree": {join(without(), map[string]string{folder + "/include/generated/utsrelease.h": "#define UTS_RELEASE \"6.1.0-57-amd64\"\n"}), []Missing{
-			{"build tree /" + folder + " is for kernel 6.1.0-57-amd64", again}}},
+			{"build tree /" + folder + " is for kernel 6.1.0-57-amd64", again, ""}}},
 		"a broken link": {link, []Missing{
-			{"headers for " + release + " are not installed (/lib/modules/" + release + "/build leads to /" + folder + ", which cannot be opened)", "apt install linux-headers-" + release}}},
+			{"headers for " + release + " are not installed (/lib/modules/" + release + "/build leads to /" + folder + ", which cannot be opened)", "apt install linux-headers-" + release, ""}}},
 		"a link to itself": {join(link, map[string]string{"lib/modules/" + release + "/build": "-> build"}), []Missing{
-			{"headers for " + release + " are not installed (/lib/modules/" + release + "/build leads to build, which cannot be opened)", "apt install linux-headers-" + release}}},
+			{"headers for " + release + " are not installed (/lib/modules/" + release + "/build leads to build, which cannot be opened)", "apt install linux-headers-" + release, ""}}},
 		"scripts in a package that is not there": {join(without("scripts/"), map[string]string{folder + "/scripts": "-> ../../lib/linux-kbuild-6.1/scripts"}), []Missing{
-			{"headers for " + release + " are incomplete: /usr/lib/linux-kbuild-6.1/scripts does not exist", "apt install linux-kbuild-6.1"}}},
+			{"headers for " + release + " are incomplete: /usr/lib/linux-kbuild-6.1/scripts does not exist", "apt install linux-kbuild-6.1", "linux-kbuild-6.1"}}},
 		"scripts elsewhere": {join(without("scripts/"), map[string]string{folder + "/scripts": "-> /opt/gone"}), []Missing{
-			{"headers for " + release + " are incomplete: /opt/gone does not exist", again}}},
+			{"headers for " + release + " are incomplete: /opt/gone does not exist", again, ""}}},
 		"scripts of this machine": {join(without("scripts/"), map[string]string{folder + "/scripts": "-> /proc/self"}), []Missing{
-			{"headers for " + release + " are incomplete: /proc/self does not exist", again}}},
+			{"headers for " + release + " are incomplete: /proc/self does not exist", again, ""}}},
 		"no scripts": {without("scripts/"), []Missing{
-			{"headers for " + release + " are incomplete: /" + folder + "/scripts does not exist", again}}},
+			{"headers for " + release + " are incomplete: /" + folder + "/scripts does not exist", again, ""}}},
+		"a Makefile that includes one of a package that is not there": {join(without(), map[string]string{folder + "/Makefile": "include /usr/src/linux-headers-6.1.0-56-common/Makefile\n"}), []Missing{
+			{"headers for " + release + " are incomplete: /usr/src/linux-headers-6.1.0-56-common/Makefile does not exist", "apt install linux-headers-6.1.0-56-common", "linux-headers-6.1.0-56-common"}}},
+		"a Makefile in a package that is not there": {join(without("Makefile"), map[string]string{folder + "/Makefile": "-> ../linux-headers-6.1.0-56/Makefile"}), []Missing{
+			{"headers for " + release + " are incomplete: /usr/src/linux-headers-6.1.0-56/Makefile does not exist", "apt install linux-headers-6.1.0-56", "linux-headers-6.1.0-56"}}},
 		"an own tree": {map[string]string{"etc/os-release": debian, "home/u/linux/scripts/": "", "home/u/linux/Makefile": "", "home/u/linux/.config": x86Config, "lib/modules/" + release + "/build": "-> /home/u/linux"}, []Missing{
-			{"build tree /home/u/linux has no Module.symvers, the list of the kernel's symbols", ""}}},
+			{"build tree /home/u/linux has no Module.symvers, the list of the kernel's symbols", "", ""}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, err := Get(plant(t, c.files), release)
@@ -220,6 +227,26 @@ func TestFindDamagedTree(t *testing.T) {
 				t.Errorf("missing (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// A tree in no known place says itself for which kernel it is.
+func TestAt(t *testing.T) {
+	const folder = "home/u/linux"
+	release := map[string]string{folder + "/include/generated/utsrelease.h": "#define UTS_RELEASE \"6.1.0-own\"\n"}
+	k, err := At(plant(t, join(tree(folder), release)), "/"+folder)
+	if err != nil || k.Name != "6.1.0-own" || k.Arch != "x86_64" || k.Tree == nil || k.Tree.Path != "/"+folder {
+		t.Errorf("an own tree: %+v, %v", k, err)
+	}
+	for name, files := range map[string]map[string]string{"never built": tree(folder), "not there": nil} {
+		if k, err := At(plant(t, files), "/"+folder); err == nil {
+			t.Errorf("%s: %+v", name, k)
+		}
+	}
+	files := join(tree(folder), release)
+	delete(files, folder+"/Module.symvers")
+	if k, err := At(plant(t, files), "/"+folder); err != nil || k.Tree != nil || len(k.Missing) != 1 {
+		t.Errorf("no Module.symvers: %+v, %v", k, err)
 	}
 }
 

@@ -9,6 +9,7 @@ package kernel
 // Release is one kernel of a machine, as uname -r names it.
 type Release struct {
 	Name    string `json:"release"`           // uname -r, for instance "6.1.0-56-amd64"
+	Root    Root   `json:"-"`                 // where it was found: paths are named inside it
 	Arch    string `json:"arch,omitempty"`    // uname -m name, for instance "x86_64": of the tree's configuration, else of the host; "" when neither tells
 	Running bool   `json:"running,omitempty"` // the kernel this process runs on; never set under a root other than "/"
 	Modules string `json:"modules,omitempty"` // /lib/modules/<release> as named inside the root; "" when there is none
@@ -25,15 +26,17 @@ type Release struct {
 
 // Missing is one thing that a kernel lacks, and the command that brings it.
 type Missing struct {
-	What   string `json:"what"`             // "headers for 6.1.0-56-amd64 are not installed"
-	Remedy string `json:"remedy,omitempty"` // "apt install linux-headers-6.1.0-56-amd64"; "" when unknown
+	What    string `json:"what"`             // "headers for 6.1.0-56-amd64 are not installed"
+	Remedy  string `json:"remedy,omitempty"` // "apt install linux-headers-6.1.0-56-amd64"; "" when unknown
+	Package string `json:"-"`                // the part of the headers that is missing, "linux-kbuild-6.1"; "" when unknown
 }
 
 // Tree is a build tree: what /lib/modules/<release>/build leads to.
 type Tree struct {
-	Path    string `json:"path"`         // as named inside the root, links resolved
-	Host    string `json:"-"`            // the same folder as this process opens it
-	CC      string `json:"cc,omitempty"` // CONFIG_CC_VERSION_TEXT: the compiler that built the kernel
-	Config  Config `json:"-"`            // <tree>/.config
-	Symvers string `json:"-"`            // Module.symvers as this process opens it
+	Path       string `json:"path"`         // as named inside the root, links resolved
+	Host       string `json:"-"`            // the same folder as this process opens it
+	CC         string `json:"cc,omitempty"` // CONFIG_CC_VERSION_TEXT: the compiler that built the kernel
+	Config     Config `json:"-"`            // <tree>/.config
+	ConfigFile string `json:"-"`            // the file it was read from, as this process opens it
+	Symvers    string `json:"-"`            // Module.symvers as this process opens it
 }

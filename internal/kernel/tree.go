@@ -99,23 +99,17 @@ func (s *survey) openTree(place, release string) (*Tree, []Missing) {
 		return nil, s.broken(place, release)
 	}
 	tree := &Tree{Path: s.root.Inside(host), Host: host}
-	var missing []Missing
+	missing := s.withoutParts(tree.Path, release)
 	lacks := func(what string) {
-		missing = append(missing, Missing{"build tree " + tree.Path + " " + what, s.reinstall(tree.Path, release)})
+		missing = append(missing, Missing{What: "build tree " + tree.Path + " " + what, Remedy: s.reinstall(tree.Path, release)})
 	}
-	if s.first(tree.Path+"/Makefile") == "" {
-		lacks("has no Makefile")
-	}
-	if tree.Config, err = s.readConfig(tree.Path); err != nil {
+	if tree.Config, tree.ConfigFile, err = s.readConfig(tree.Path); err != nil {
 		s.saw(err)
 		lacks(err.Error())
 	}
 	if tree.Symvers, err = s.root.Path(tree.Path + "/Module.symvers"); err != nil {
 		s.saw(err)
 		lacks("has no Module.symvers, the list of the kernel's symbols")
-	}
-	if target, remedy := s.withoutScripts(tree.Path, release); target != "" {
-		missing = append(missing, Missing{"headers for " + release + " are incomplete: " + target + " does not exist", remedy})
 	}
 	if other := s.builtFor(tree.Path); other != "" && other != release {
 		lacks("is for kernel " + other)
@@ -128,32 +122,80 @@ func (s *survey) openTree(place, release string) (*Tree, []Missing) {
 	return tree, nil
 }
 
-// withoutScripts returns where a tree's scripts should be, when they are not there,
-// and what brings them. Debian has them in a package of their own, which a link
-// names; under a root that lacks it, kbuild would take this machine's.
-func (s *survey) withoutScripts(tree, release string) (target, remedy string) {
-	target = tree + "/scripts"
-	if s.first(target) != "" {
-		return "", ""
+// withoutParts says what of a tree is not there that packages share: Debian has it in packages
+// of their own, which links and the Makefile name. Under a root that lacks them, kbuild would
+// take this machine's.
+func (s *survey) withoutParts(tree, release string) (missing []Missing) {
+	lacks := func(part string) {
+		m := Missing{"headers for " + release + " are incomplete: " + part + " does not exist", s.reinstall(tree, release), partPackage(part, tree)}
+		if p := s.packager(); m.Package != "" && p.install == "apt install" {
+			m.Remedy = p.install + " " + m.Package
+		}
+		missing = append(missing, m)
 	}
-	remedy = s.reinstall(tree, release)
-	folder, err := s.root.Path(tree)
+	if s.first(tree+"/scripts") == "" {
+		part, _ := s.target(tree, "scripts")
+		lacks(part)
+	}
+	switch part, linked := s.target(tree, "Makefile"); {
+	case s.first(tree+"/Makefile") != "":
+		if common := s.included(tree + "/Makefile"); common != "" && s.first(common) == "" {
+			lacks(common)
+		}
+	case linked:
+		lacks(part)
+	default:
+		missing = append(missing, Missing{What: "build tree " + tree + " has no Makefile", Remedy: s.reinstall(tree, release)})
+	}
+	return missing
+}
+
+// target returns where a name in a folder leads, or would; linked is false when it is no link.
+func (s *survey) target(dir, name string) (target string, linked bool) {
+	target = filepath.Join(dir, name)
+	folder, err := s.root.Path(dir)
 	if err != nil {
-		return target, remedy
+		return target, false
 	}
-	link, err := os.Readlink(filepath.Join(folder, "scripts"))
+	link, err := os.Readlink(filepath.Join(folder, name))
+	switch {
+	case err != nil:
+		return target, false
+	case filepath.IsAbs(link):
+		return link, true
+	}
+	return filepath.Join(dir, link), true
+}
+
+// included returns the file that a Makefile of one line includes by an absolute path, as
+// Debian's do (include /usr/src/linux-headers-6.1.0-56-common/Makefile), or "".
+func (s *survey) included(makefile string) string {
+	const long = 4096 // bytes; the kernel's own has 70,000
+	host, err := s.root.Path(makefile)
 	if err != nil {
-		return target, remedy
+		s.saw(err)
+		return ""
 	}
-	if target = link; !filepath.IsAbs(link) {
-		target = filepath.Join(tree, link)
+	if info, err := os.Stat(host); err != nil || info.Size() == 0 || info.Size() > long {
+		return ""
 	}
-	for name := range strings.SplitSeq(target, "/") {
-		if p := s.packager(); strings.HasPrefix(name, "linux-kbuild-") && p.install == "apt install" {
-			remedy = p.install + " " + name
+	text, err := s.root.ReadFile(makefile)
+	s.saw(err)
+	if path, ok := strings.CutPrefix(strings.TrimSpace(string(text)), "include "); ok && filepath.IsAbs(path) && !strings.Contains(path, "\n") {
+		return path
+	}
+	return ""
+}
+
+// partPackage returns the package of Debian or Ubuntu that a file is in, by its folder's name; ""
+// for one in the tree itself.
+func partPackage(file, tree string) string {
+	for name := range strings.SplitSeq(file, "/") {
+		if name != filepath.Base(tree) && (strings.HasPrefix(name, "linux-kbuild-") || strings.HasPrefix(name, "linux-headers-")) {
+			return name
 		}
 	}
-	return target, remedy
+	return ""
 }
 
 // broken says what is wrong with a build link that leads nowhere.
@@ -167,25 +209,28 @@ func (s *survey) broken(place, release string) []Missing {
 		return nil
 	}
 	what := fmt.Sprintf("%s (%s leads to %s, which cannot be opened)", notInstalled(release), place, target)
-	return []Missing{{what, s.install(release)}}
+	return []Missing{{What: what, Remedy: s.install(release)}}
 }
 
 func notInstalled(release string) string {
 	return "headers for " + release + " are not installed"
 }
 
-func (s *survey) readConfig(tree string) (Config, error) {
+// readConfig returns a tree's configuration, and its file as this process opens it.
+func (s *survey) readConfig(tree string) (config Config, file string, err error) {
 	name := s.configOf(tree)
 	if name == "" {
-		return Config{}, errors.New("has no .config")
+		return config, "", errors.New("has no .config")
 	}
-	config, err := readConfig(s.root, name)
+	if file, err = s.root.Path(name); err == nil {
+		config, err = readConfig(s.root, name)
+	}
 	if failed := (*fs.PathError)(nil); errors.As(err, &failed) {
-		return Config{}, fmt.Errorf("has a .config that cannot be read: %w", err)
+		err = fmt.Errorf("has a .config that cannot be read: %w", err)
 	} else if err != nil {
-		return Config{}, fmt.Errorf("has a damaged .config: %w", err)
+		err = fmt.Errorf("has a damaged .config: %w", err)
 	}
-	return config, nil
+	return config, file, err
 }
 
 // builtFor returns the release that modules built in a tree will carry in their

@@ -17,7 +17,7 @@ const maxDict = 64 << 20
 
 // unxz reads one stream, as lib/xz of the kernel does.
 func unxz(data []byte, limit int64) ([]byte, error) {
-	if err := checkDicts(data); err != nil {
+	if err := CheckXZ(data); err != nil {
 		return nil, err
 	}
 	// The decoder takes the larger of DictCap and the file's own; the default would be 8 MiB.
@@ -28,11 +28,11 @@ func unxz(data []byte, limit int64) ([]byte, error) {
 	return readAll(r, len(data), limit)
 }
 
-// checkDicts walks the blocks of the first stream and refuses a dictionary over
+// CheckXZ walks the blocks of the first stream of an xz file and refuses a dictionary over
 // maxDict. The decoder allocates what a header of a few bytes asks for, up to
 // 4 GiB, and running out of memory cannot be recovered from. The format is
 // https://tukaani.org/xz/xz-file-format.txt, section 3.
-func checkDicts(data []byte) error {
+func CheckXZ(data []byte) error {
 	const streamHeader, blockEnd = 12, 0
 	checkSizes := [16]int{0, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64}
 	if len(data) < streamHeader {
