@@ -27,6 +27,7 @@ type Artifact struct {
 	Log       string    `json:"log,omitempty"` // digest of the build log's blob
 	Compiler  string    `json:"compiler,omitempty"`
 	Isolation string    `json:"isolation,omitempty"` // a level of docs/sandbox.md; "" where it was not recorded yet
+	Headers   []string  `json:"headers,omitempty"`   // names of the packages or folders that the headers were given by; none when they were in their place
 	Built     time.Time `json:"built"`
 	Seconds   float64   `json:"seconds"` // how long the build took
 }

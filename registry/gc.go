@@ -18,6 +18,7 @@ type GC struct {
 	Artifacts []Garbage `json:"artifacts"` // by package, version and release, older ones first
 	Blobs     []Litter  `json:"blobs"`     // that go for reasons of their own
 	Held      []Garbage `json:"held"`      // of kernels long gone, yet installed there: nothing of them goes
+	Headers   []Litter  `json:"headers"`   // unpacked packages that no build has used for the grace
 	Bytes     int64     `json:"bytes"`     // all that becomes free
 }
 
@@ -40,7 +41,7 @@ type Litter struct {
 
 // PlanGC finds what can go and changes nothing. What stays: all that is installed anywhere, or that an
 // unfinished command would install; what a rollback would take; what a pin holds;
-// what was imported; for every kernel that is here, the newest artifact of each
+// what was imported, or is the newest of its version that was built with headers which were given; for every kernel that is here, the newest artifact of each
 // version that is registered; and everything for a kernel that is gone, for as long as
 // grace, counted from when a writer first found it gone (for none, when that is 0, whatever the clock says). A pin for every kernel holds nothing for
 // those gone longer. Sources always stay.
@@ -95,7 +96,11 @@ func (r *Registry) planGC(ctx context.Context, q queryer, then time.Time) (GC, e
 		drop[plan.Artifacts[i].Digest] = &plan.Artifacts[i]
 	}
 	plan.weigh(refs, sizes, drop, k.longGone)
-	return plan, nil
+	plan.Headers, err = r.unusedHeaders(then)
+	for _, h := range plan.Headers {
+		plan.Bytes += h.Bytes
+	}
+	return plan, err
 }
 
 // weigh says what each artifact that goes takes along, and finds the other blobs that go.
@@ -197,6 +202,7 @@ func (c candidates) fallback(older []string, current string, version map[string]
 type keptRow struct {
 	digest, pkg, version, release string
 	imported                      bool
+	headers                       bool // were given: the kernel need not be here
 }
 
 // keeper knows why artifacts stay.
@@ -218,8 +224,8 @@ func readKeeper(q queryer, then time.Time, c candidates) (*keeper, error) {
 	}
 	var err error
 	if k.artifacts, err = collect(q, func(rows *sql.Rows, a *keptRow) error {
-		return rows.Scan(&a.digest, &a.pkg, &a.version, &a.release, &a.imported)
-	}, `SELECT digest, package, version, release, imported FROM artifact ORDER BY package, version, release, id`); err != nil {
+		return rows.Scan(&a.digest, &a.pkg, &a.version, &a.release, &a.imported, &a.headers)
+	}, `SELECT digest, package, version, release, imported, record ->> 'headers' IS NOT NULL FROM artifact ORDER BY package, version, release, id`); err != nil {
 		return nil, err
 	}
 	for _, a := range k.artifacts {
@@ -294,7 +300,7 @@ func (k *keeper) why(a keptRow) string {
 	pin, pinned := k.pins.For(a.pkg, a.release)
 	pinned = pinned && pin.Version == a.version && (pin.Release != "" || !k.longGone[a.release])
 	switch {
-	case a.imported, k.installed[a.digest], k.fallback[a.digest],
+	case a.imported, a.headers && newest, k.installed[a.digest], k.fallback[a.digest],
 		pinned && (pin.Artifact == a.digest || pin.Artifact == "" && newest):
 		return ""
 	case k.longGone[a.release]:
@@ -322,7 +328,7 @@ func (r *Registry) CollectGarbage(ctx context.Context, now time.Time, grace time
 		return dropRows(tx, plan, then)
 	})
 	if err == nil {
-		err = r.dropUnnamed()
+		err = cmp.Or(r.dropUnnamed(), r.dropHeaders(plan.Headers))
 	}
 	if err != nil {
 		return GC{}, fmt.Errorf("collect garbage: %w", err)

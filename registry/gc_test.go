@@ -22,14 +22,14 @@ const (
 )
 
 // keepOne keeps an artifact, which mark makes different, with a log and its attempt.
-func keepOne(t *testing.T, r *Registry, pkg, version, release, mark string) Artifact {
+func keepOne(t *testing.T, r *Registry, pkg, version, release, mark string, headers ...string) Artifact {
 	t.Helper()
 	log, _, err := r.PutBlob(t.Context(), strings.NewReader("log of "+pkg+version+release+mark))
 	must(t, err)
 	file := filepath.Join(t.TempDir(), pkg+".ko")
 	must(t, os.WriteFile(file, []byte(pkg+version+release+mark), 0o644))
 	a, err := r.PutArtifact(t.Context(), Artifact{
-		Package: pkg, Version: version, Release: release, InputHash: mark, Log: log, Built: time.Now(),
+		Package: pkg, Version: version, Release: release, InputHash: mark, Log: log, Built: time.Now(), Headers: headers,
 		Modules: []Module{{Name: pkg, File: pkg + ".ko"}},
 	}, map[string]string{pkg: file})
 	must(t, err)
@@ -87,6 +87,9 @@ func garden(t *testing.T) (*Registry, kernel.Root) {
 		_, err := tx.Exec(`UPDATE artifact SET imported = 1 WHERE digest = ?`, a.Digest)
 		return err
 	}))
+	// Built with headers that were given: the newest of its version.
+	keepOne(t, r, "disk", "1", goneRelease, "superseded", "linux-headers.deb")
+	keepOne(t, r, "disk", "1", goneRelease, "for a kernel to come", "linux-headers.deb")
 	// Gone.
 	keepOne(t, r, "net", "1", goneRelease, "old")
 	keepOne(t, r, "net", "1", goneRelease, "newest")
@@ -105,7 +108,7 @@ func TestGCRules(t *testing.T) {
 		"net@1 9.9.9: superseded", "net@2 9.9.9: superseded",
 	}
 	later := []string{
-		"disk@1 8.8.8: the kernel is gone", now[0],
+		"disk@1 8.8.8: the kernel is gone", "disk@1 8.8.8: the kernel is gone", now[0],
 		"net@1 8.8.8: the kernel is gone", "net@1 8.8.8: the kernel is gone",
 		now[1], now[2], "pinned@1 8.8.8: the kernel is gone",
 	}

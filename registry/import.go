@@ -67,7 +67,7 @@ func (r *Registry) Import(ctx context.Context, src io.Reader, judge Judge, dryRu
 	if r.lock == nil && !dryRun {
 		return Imported{}, ErrReadOnly
 	}
-	dir, done, err := r.stageDir(dryRun)
+	dir, done, err := r.stageDir("import", dryRun)
 	if err != nil {
 		return Imported{}, err
 	}
@@ -88,12 +88,12 @@ func (r *Registry) Import(ctx context.Context, src io.Reader, judge Judge, dryRu
 }
 
 // stageDir makes the folder that an archive is received in: on the registry's
-// filesystem, so that a rename takes its blobs over.
-func (r *Registry) stageDir(dryRun bool) (dir string, done func(), err error) {
+// filesystem, so that a rename takes over what is in it.
+func (r *Registry) stageDir(label string, dryRun bool) (dir string, done func(), err error) {
 	if !dryRun {
-		return r.NewWork("import")
+		return r.NewWork(label)
 	}
-	dir, err = os.MkdirTemp("", "kmodctl-import-")
+	dir, err = os.MkdirTemp("", "kmodctl-"+label+"-")
 	return dir, func() { os.RemoveAll(dir) }, err
 }
 

@@ -210,6 +210,7 @@ registry.db          SQLite: sources, artifacts, installs, history. Its -wal and
 blobs/sha256/DIGEST  files that never change, named by their SHA-256: source
                      archives (tar), .ko files, build logs, artifact records (JSON)
 work/                folders of running builds
+headers/             unpacked header packages of kernels that are not installed
 lock                 held by the command that is writing
 writer               which one that is
 
