@@ -25,11 +25,16 @@ func cmdBuild(e *env) *cli.Command {
 			"kernel that has headers and lacks a current artifact; the job after a kernel upgrade. A folder\n"+
 			"(an argument with a slash, or \".\") is added to the registry first. Where a pin says another\n"+
 			"version than a folder or NAME@VERSION, that is built and not installed. Nothing that is live is\n"+
-			"touched. Without root the artifacts stay in a registry of your own, ~/.local/state/kmodctl.",
+			"touched. Without root the artifacts stay in a registry of your own, ~/.local/state/kmodctl.\n\n"+
+			"With --headers it builds for the kernels of those headers, and no others. They need not be\n"+
+			"installed here, nor are they then: packages are unpacked into the registry, and none of their scripts is\n"+
+			"run. Give all the packages of a kernel's headers at once (docs/headers.md). The artifacts stay until you\n"+
+			"remove them; they are installed where that kernel has a /lib/modules.",
 			"kmodctl build ./hello", "kmodctl build", "kmodctl build hello -k 6.1.0-56-amd64 --no-install", "kmodctl build --dry-run",
-			"kmodctl build --watch ./hello -k 6.1.0-56-amd64 --no-install"),
+			"kmodctl build --watch ./hello -k 6.1.0-56-amd64 --no-install", "kmodctl build hello --headers kernel-devel-6.8.10-300.fc40.x86_64.rpm"),
 		Flags: []cli.Flag{
 			kernelFlag("only for kernel `RELEASE` (repeatable)"),
+			&cli.StringSliceFlag{Name: "headers", Usage: "build for the kernels that `PATH` has headers for: a .deb, an .rpm, a build tree, or the root of another machine (repeatable)"},
 			&cli.BoolFlag{Name: "no-install", Usage: "leave the artifacts in the registry"},
 			&cli.BoolFlag{Name: "keep", Usage: "leave a copy of each build's folder in " + keptIn + " and print how to go on there"},
 			&cli.BoolFlag{Name: "timings", Usage: "tell where each build's time went"},
@@ -38,7 +43,7 @@ func cmdBuild(e *env) *cli.Command {
 		},
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
-			o := buildOptions{releases: c.StringSlice("kernel"), install: !c.Bool("no-install"), keep: c.Bool("keep"), timings: c.Bool("timings")}
+			o := buildOptions{releases: c.StringSlice("kernel"), headers: c.StringSlice("headers"), install: !c.Bool("no-install"), keep: c.Bool("keep"), timings: c.Bool("timings")}
 			if e.timeLimit = c.Duration("time-limit"); e.timeLimit <= 0 {
 				return usagef("--time-limit %v is not above zero", e.timeLimit)
 			}
@@ -56,6 +61,7 @@ func isPath(arg string) bool { return arg == "." || arg == ".." || strings.Conta
 // buildOptions are the flags of build.
 type buildOptions struct {
 	releases               []string
+	headers                []string // paths
 	install, keep, timings bool
 }
 
@@ -63,26 +69,42 @@ func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
 	if err := checkFolders(args); err != nil {
 		return err
 	}
-	kernels, lacking, unfit := e.buildable(o.releases)
-	var unknown *kernel.NotFoundError
-	if errors.As(unfit, &unknown) {
-		return unfit
+	given, err := openHeaders(o.headers)
+	if err != nil {
+		return err
 	}
-	if unfit != nil && e.nothingRegistered(ctx) {
-		if len(args)+len(o.releases) > 0 {
+	var kernels, lacking []kernel.Release
+	var unfit error
+	if len(o.headers) == 0 {
+		kernels, lacking, unfit = e.buildable(o.releases)
+		var unknown *kernel.NotFoundError
+		if errors.As(unfit, &unknown) {
 			return unfit
 		}
-		kernels, lacking, unfit = nil, nil, nil // a machine without headers and without packages is well
+		if unfit != nil && e.nothingRegistered(ctx) {
+			if len(args)+len(o.releases) > 0 {
+				return unfit
+			}
+			kernels, lacking, unfit = nil, nil, nil // a machine without headers and without packages is well
+		}
 	}
 	reg, err := e.open(ctx, strings.TrimSpace("build "+strings.Join(args, " ")))
 	if err != nil {
 		return err
 	}
 	defer e.close(reg)
+	if len(o.headers) > 0 {
+		all, done, err := given.kernels(ctx, e, reg, o.releases)
+		if err != nil {
+			return err
+		}
+		defer done()
+		kernels, lacking, unfit = fit(all, len(o.releases) > 0)
+	}
 	if unfit != nil { // what was cut off is finished all the same
 		return unfit
 	}
-	j := &job{env: e, reg: reg, failed: map[target]error{}, named: map[string]bool{}, events: e.json, kept: o.keep, timings: o.timings}
+	j := &job{env: e, reg: reg, failed: map[target]error{}, named: map[string]bool{}, headers: given.names, events: e.json, kept: o.keep, timings: o.timings}
 	sources, err := j.sources(ctx, args)
 	if err != nil {
 		return err
@@ -231,8 +253,7 @@ func (e *env) nothingRegistered(ctx context.Context) bool {
 	return err == nil && len(sources) == 0
 }
 
-// buildable are the kernels to build for, and those that lack something for it. One
-// that is named and lacks something is an error, and so is a machine on which all do.
+// buildable is fit of this machine's kernels.
 func (e *env) buildable(releases []string) (with, lacking []kernel.Release, err error) {
 	all, err := e.kernels(releases)
 	if err != nil {
@@ -241,13 +262,19 @@ func (e *env) buildable(releases []string) (with, lacking []kernel.Release, err 
 	if len(all) == 0 {
 		return nil, nil, fmt.Errorf("find kernels: none in /lib/modules or /usr/src of %s", e.root)
 	}
+	return fit(all, len(releases) > 0)
+}
+
+// fit are the kernels to build for, and those that lack something for it. One that is
+// named and lacks something is an error, and so it is when all do.
+func fit(all []kernel.Release, named bool) (with, lacking []kernel.Release, err error) {
 	for _, k := range all {
 		switch {
 		case k.Tree != nil:
 			with = append(with, k)
-		case len(releases) > 0 && k.Err != nil:
+		case named && k.Err != nil:
 			return nil, nil, fmt.Errorf("build for %s: %w", k.Name, k.Err)
-		case len(releases) > 0:
+		case named:
 			return nil, nil, missingHeaders{k}
 		default:
 			lacking = append(lacking, k)

@@ -18,8 +18,9 @@ func cmdGC(e *env) *cli.Command {
 		Name:  "gc",
 		Usage: "remove builds that no kernel of this machine and no pin needs",
 		Description: examples("Superseded builds go at once, those for kernels that were removed after a grace. What is\n"+
-			"installed, pinned or imported stays, and so does what a rollback would put back, the newest\n"+
-			"build of each version, every source, and the history (but for the logs of kernels long gone).",
+			"installed, pinned, imported or built with --headers stays, and so does what a rollback would put back,\n"+
+			"the newest build of each version, every source, and the history (but for the logs of kernels long\n"+
+			"gone). Unpacked header packages go when no build has used them for the grace.",
 			"kmodctl gc --dry-run", "kmodctl gc", "kmodctl gc --grace 0s"),
 		Flags: []cli.Flag{
 			&cli.DurationFlag{Name: "grace", Value: grace, Usage: "keep what was built for a kernel that is gone for `DURATION` longer; default: 720h, 30 days"},
@@ -56,7 +57,7 @@ func (e *env) gc(ctx context.Context, grace time.Duration) error {
 	}
 	e.printGC(gc)
 	if e.json {
-		gc.Artifacts, gc.Blobs, gc.Held = orEmpty(gc.Artifacts), orEmpty(gc.Blobs), orEmpty(gc.Held)
+		gc.Artifacts, gc.Blobs, gc.Held, gc.Headers = orEmpty(gc.Artifacts), orEmpty(gc.Blobs), orEmpty(gc.Held), orEmpty(gc.Headers)
 		return e.document("gc", struct {
 			DryRun bool `json:"dry_run"`
 			registry.GC
@@ -77,7 +78,10 @@ func (e *env) printGC(gc registry.GC) {
 	for _, b := range gc.Blobs {
 		line("%s %s, %s: %s", verb, b.Digest[:12], size(b.Bytes), b.Why)
 	}
-	if n := len(gc.Artifacts) + len(gc.Blobs); n > 0 {
+	for _, h := range gc.Headers {
+		line("%s headers %s, %s: %s", verb, h.Digest[:12], size(h.Bytes), h.Why)
+	}
+	if n := len(gc.Artifacts) + len(gc.Blobs) + len(gc.Headers); n > 0 {
 		line("%s in all: %s", verb, size(gc.Bytes))
 		return
 	}

@@ -207,8 +207,11 @@ func (m missingHeaders) what() string {
 
 func (m missingHeaders) remedies() (lines []string) {
 	for _, x := range m.Missing {
-		if x.Remedy != "" {
+		switch {
+		case x.Remedy != "":
 			lines = append(lines, x.Remedy)
+		case x.Package != "":
+			lines = append(lines, "--headers FILE too, the package "+x.Package+" (apt download "+x.Package+")")
 		}
 	}
 	return lines

@@ -42,6 +42,7 @@ type job struct {
 	planner  build.Planner
 	planning sync.Once                  // of the planner's set-up
 	named    map[string]bool            // packages of which the user named the version
+	headers  []string                   // names of what the kernels' headers were given by; none when they are installed
 	given    map[string]registry.Source // what the command is about, by name
 	folders  map[string]string          // folders inside the root: their host paths
 	weaker   sync.Once                  // to tell that builds are not isolated as well as can be
@@ -518,7 +519,7 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step, a
 	at("store", "")
 	art, err := j.reg.PutArtifact(ctx, registry.Artifact{
 		Package: s.Package, Version: s.Version, Release: s.Release,
-		InputHash: s.InputHash, Inputs: registryInputs(s.Inputs), Modules: made.modules, Log: digest,
+		InputHash: s.InputHash, Inputs: registryInputs(s.Inputs), Modules: made.modules, Log: digest, Headers: j.headers,
 		Compiler: s.Toolchain.Identity, Isolation: made.isolation.Level(), Built: attempt.Started, Seconds: time.Since(attempt.Started).Seconds(),
 	}, made.files)
 	if err != nil {
@@ -555,7 +556,7 @@ func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, wo
 		return p, fmt.Errorf("build %s for %s: %w", s.Package, s.Release, err)
 	}
 	built, isolation, err := build.Run(ctx, build.Job{
-		Manifest: s.Manifest, Kernel: s.Kernel, Root: j.root, Source: source, Symvers: symvers,
+		Manifest: s.Manifest, Kernel: s.Kernel, Root: s.Kernel.Root, Source: source, Symvers: symvers,
 		Toolchain: s.Toolchain, Log: log, Jobserver: j.jobs, At: at, TimeLimit: j.timeLimit,
 	})
 	if err != nil {
