@@ -3,7 +3,6 @@ package registry
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -16,16 +15,8 @@ const headersDir = "headers"
 
 // Headers returns the folder that unpack has filled for a digest of its packages: now, or in an
 // earlier command. The folder has its name only once unpack is done, so it must leave all on the disk.
-// A reader, who may not keep it, fills a temporary one. done must be called after the last look.
+// A reader, who may not keep it, fills a temporary one. An error of unpack comes back as it is. done must be called after the last look.
 func (r *Registry) Headers(digest string, unpack func(dir string) error) (dir string, done func(), err error) {
-	dir, done, err = r.unpackedHeaders(digest, unpack)
-	if err != nil {
-		return "", nil, fmt.Errorf("keep headers: %w", err)
-	}
-	return dir, done, nil
-}
-
-func (r *Registry) unpackedHeaders(digest string, unpack func(dir string) error) (dir string, done func(), err error) {
 	if err := checkDigest(digest); err != nil {
 		return "", nil, err
 	}
@@ -52,17 +43,17 @@ func (r *Registry) unpackedHeaders(digest string, unpack func(dir string) error)
 		return dir, done, nil
 	}
 	defer done()
-	return filepath.Join(r.dir, name), func() {}, r.keepHeaders(filepath.Join(workDir, filepath.Base(dir)), name)
+	return filepath.Join(r.dir, name), func() {}, r.keepHeaders(filepath.Base(dir), digest)
 }
 
-// keepHeaders gives a folder that is whole its name.
-func (r *Registry) keepHeaders(from, to string) error {
+// keepHeaders gives a work folder that is whole its name.
+func (r *Registry) keepHeaders(work, digest string) error {
 	if err := r.tree.Mkdir(headersDir, 0o755); err == nil {
 		err = r.tree.Chmod(headersDir, 0o755) // whatever the umask is
 	} else if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return cmp.Or(r.tree.Rename(from, to), syncDir(r.tree, headersDir))
+	return cmp.Or(r.tree.Rename(filepath.Join(workDir, work), filepath.Join(headersDir, digest)), syncDir(r.tree, headersDir))
 }
 
 // unusedHeaders are the unpacked packages that no build has used since then.

@@ -99,7 +99,7 @@ func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
 			return err
 		}
 		defer done()
-		kernels, lacking, unfit = fit(all, len(o.releases) > 0)
+		kernels, lacking, unfit = fit(given, all, len(o.releases) > 0)
 	}
 	if unfit != nil { // what was cut off is finished all the same
 		return unfit
@@ -259,15 +259,16 @@ func (e *env) buildable(releases []string) (with, lacking []kernel.Release, err 
 	if err != nil {
 		return nil, nil, err
 	}
-	if len(all) == 0 {
-		return nil, nil, fmt.Errorf("find kernels: none in /lib/modules or /usr/src of %s", e.root)
-	}
-	return fit(all, len(releases) > 0)
+	return fit(e.root, all, len(releases) > 0)
 }
 
-// fit are the kernels to build for, and those that lack something for it. One that is
-// named and lacks something is an error, and so it is when all do.
-func fit(all []kernel.Release, named bool) (with, lacking []kernel.Release, err error) {
+// fit are the kernels to build for, of all that were found in a root or in headers, and those
+// that lack something for it. One that is named and lacks something is an error, and so it is
+// when all do.
+func fit(where any, all []kernel.Release, named bool) (with, lacking []kernel.Release, err error) {
+	if len(all) == 0 {
+		return nil, nil, fmt.Errorf("find kernels: none in /lib/modules or /usr/src of %v", where)
+	}
 	for _, k := range all {
 		switch {
 		case k.Tree != nil:

@@ -22,6 +22,9 @@ type givenHeaders struct {
 	names    []string // of all, as an artifact keeps them
 }
 
+// String names what was given.
+func (g givenHeaders) String() string { return strings.Join(g.names, ", ") }
+
 func openHeaders(paths []string) (given givenHeaders, err error) {
 	var files []string
 	for _, path := range paths {
@@ -51,20 +54,13 @@ func (g givenHeaders) kernels(ctx context.Context, e *env, reg *registry.Registr
 	folders := g.folders
 	if len(g.packages) > 0 {
 		var dir string
-		dir, done, err = reg.Headers(g.packages.Digest(), func(dir string) error {
-			e.say("unpacking %s", strings.Join(g.names, ", "))
-			return g.packages.Unpack(ctx, dir)
-		})
+		dir, done, err = reg.Headers(g.packages.Digest(), func(dir string) error { return g.unpack(ctx, e, dir) })
 		if err != nil {
 			return nil, nil, err
 		}
 		folders = append(slices.Clone(folders), dir)
 	}
-	all, err = e.kernelsIn(folders)
-	if err == nil && len(all) == 0 {
-		err = fmt.Errorf("find kernels in %s: none", strings.Join(g.names, ", "))
-	}
-	if err == nil {
+	if all, err = e.kernelsIn(folders); err == nil {
 		all, err = only(all, releases)
 	}
 	if err != nil {
@@ -72,6 +68,19 @@ func (g givenHeaders) kernels(ctx context.Context, e *env, reg *registry.Registr
 		return nil, nil, err
 	}
 	return all, done, nil
+}
+
+// unpack unpacks the packages, which must be all that the headers of their kernels consist of.
+func (g givenHeaders) unpack(ctx context.Context, e *env, dir string) error {
+	e.say("unpacking %s", g)
+	if err := g.packages.Unpack(ctx, dir); err != nil {
+		return err
+	}
+	all, err := kernel.Find(kernel.Root(dir))
+	if err == nil {
+		_, _, err = fit(g, all, true)
+	}
+	return err
 }
 
 // kernelsIn are the kernels that folders have headers for: each the root of a machine, or a build tree.
