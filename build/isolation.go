@@ -115,7 +115,7 @@ func (w *wall) probe(ctx context.Context, log io.Writer) error {
 	switch {
 	case err == nil:
 	case errors.As(err, &setup) && w.root:
-		return fmt.Errorf("building under --root needs a mount namespace: %w", setup)
+		return fmt.Errorf("building with headers that are not in their place here needs a mount namespace: %w", setup)
 	case errors.As(err, &setup) && setup.refused():
 		w.Namespaces, w.Work, w.Binds = 0, "", nil
 		if err := w.makeTemp(); err != nil {

@@ -315,7 +315,7 @@ func TestRunWithoutNamespaces(t *testing.T) {
 	j, _ = job(t, k, dir)
 	j.Root = kernel.Root(t.TempDir())
 	_, _, err = Run(t.Context(), j)
-	if want := "build hello for " + k.Name + ": building under --root needs a mount namespace: clone: invalid argument"; err == nil || err.Error() != want {
+	if want := "build hello for " + k.Name + ": building with headers that are not in their place here needs a mount namespace: clone: invalid argument"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }
