@@ -21,6 +21,8 @@ var rules = []struct{ room, not, why string }{
 	{"kmodctl/internal/kernel", "github.com/", "kernel is std and x/sys only"},
 	{"kmodctl/internal/vm", "kmodctl/internal/ko", "a virtual machine knows nothing of modules"},
 	{"kmodctl/internal/vm", "kmodctl/internal/kernel", "a virtual machine is given an image"},
+	{"kmodctl/build", "kmodctl/internal/headers", "a build is given a kernel, wherever its headers are"},
+	{"kmodctl/registry", "kmodctl/internal/headers", "the registry keeps a folder, whoever fills it"},
 	{"kmodctl/internal/ko", "modernc.org/sqlite", "facts are read from files"},
 	{"kmodctl/registry", "github.com/urfave/cli/v2", "only cmd speaks to people"},
 	{"kmodctl/loader", "github.com/urfave/cli/v2", "only cmd speaks to people"},
