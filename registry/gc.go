@@ -328,7 +328,7 @@ func (r *Registry) CollectGarbage(ctx context.Context, now time.Time, grace time
 		return dropRows(tx, plan, then)
 	})
 	if err == nil {
-		err = cmp.Or(r.dropUnnamed(), r.dropHeaders(plan.Headers))
+		err = errors.Join(r.dropUnnamed(), r.dropHeaders(plan.Headers))
 	}
 	if err != nil {
 		return GC{}, fmt.Errorf("collect garbage: %w", err)

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"cmp"
 	"errors"
 	"io/fs"
 	"path/filepath"
@@ -48,12 +47,13 @@ func (r *Registry) Headers(digest string, unpack func(dir string) error) (dir st
 
 // keepHeaders gives a work folder that is whole its name.
 func (r *Registry) keepHeaders(work, digest string) error {
-	if err := r.tree.Mkdir(headersDir, 0o755); err == nil {
-		err = r.tree.Chmod(headersDir, 0o755) // whatever the umask is
-	} else if !errors.Is(err, fs.ErrExist) {
+	if err := makeDir(filepath.Join(r.dir, headersDir)); err != nil {
 		return err
 	}
-	return cmp.Or(r.tree.Rename(filepath.Join(workDir, work), filepath.Join(headersDir, digest)), syncDir(r.tree, headersDir))
+	if err := r.tree.Rename(filepath.Join(workDir, work), filepath.Join(headersDir, digest)); err != nil {
+		return err
+	}
+	return syncDir(r.tree, headersDir)
 }
 
 // unusedHeaders are the unpacked packages that no build has used since then.
