@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,6 +47,9 @@ type Error struct {
 	Step    string   `json:"step"`             // patch, prepare, make, collect or strip
 	Line    string   `json:"line,omitempty"`   // the log's first telling line, paths relative to the source
 	Source  []string `json:"source,omitempty"` // the line of the source that it points at, with its number
+	Class   Class    `json:"class,omitempty"`
+	Header  string   `json:"header,omitempty"` // of ClassHeader: what is missing, "libelf.h", or a library, "-lelf"
+	Note    string   `json:"note,omitempty"`   // of ClassCompiler: that the kernel was built with another one
 	Err     error    `json:"-"`
 }
 
@@ -143,6 +147,7 @@ func (r *run) build(ctx context.Context) ([]Built, error) {
 			var failed *Error
 			if errors.As(err, &failed) && !r.telling.full {
 				failed.Line = strings.TrimSuffix(p.File+" does not apply: "+strings.TrimPrefix(failed.Line, "patch: **** "), ": ")
+				failed.Class = ClassPatch
 			}
 			return nil, err
 		}
@@ -283,6 +288,12 @@ func (r *run) failed(step string, err error) *Error {
 	}
 	if unsaid {
 		e.Line += ": " + syscall.ENOSPC.Error()
+	}
+	if e.Class = ClassOf(err); e.Class == "" {
+		e.Class, e.Header = classify(cmp.Or(e.Line, err.Error()))
+	}
+	if e.Class == ClassCompiler {
+		e.Note = r.Toolchain.Note
 	}
 	return e
 }

@@ -34,7 +34,9 @@ var tellingLines = anyOf(
 	`^\S.*?:\d+(:\d+)?: (fatal )?error: `,                 // gcc, clang
 	`^\S*(gcc|cc1|clang|ld|objtool)\S*: (fatal )?error: `, // a driver, ld.lld
 	`^\S+\.[sS]:\d+: Error: `,                             // as
-	`^ERROR: `,                                            // modpost, which says its name since 5.8
+	`^(ERROR|FATAL): `,                                    // modpost, which says its name since 5.8
+	`^Failed to parse base BTF `,                          // pahole
+	`^virtual memory exhausted: |^\S*cc1: out of memory `, // gcc
 	`undefined reference to `,                             // ld
 	`^\S*ld(\.bfd|\.lld)?: .*(cannot find|No such file|unrecognized|multiple definition)`,
 	`\*\*\* .*  Stop\.$`, // make: no rule, missing separator
