@@ -64,7 +64,7 @@ var classes = []struct {
 		`no member named`, `does not refer to any field`, `unknown type name`, `incomplete (definition of )?type`, `storage size of .* isn't known`,
 		`too (few|many) arguments`, `macro ".*" (requires|passed) \d+ arguments`,
 		`incompatible (function )?pointer type`, `incompatible types? `, `makes (integer|pointer) from (integer|pointer)`,
-		`conflicting types for`, `redefinition of`, `static declaration of .* follows non-static`,
+		`void value not ignored`, `conflicting types for`, `redefinition of`, `static declaration of .* follows non-static`,
 		`#error .*([Kk]ernel|KERNEL|LINUX|[Vv]ersion)`)},
 	{ClassWerror, "a warning, which the source or the kernel's configuration makes an error", anyOf(`\[-Werror\b.*\]$`, `warnings? being treated as errors?`)},
 	{ClassSource, "the source lacks a file that it names", anyOf(`but there is no \S+\.c \(or `, `No rule to make target`)},

@@ -30,6 +30,7 @@ type Attempt struct {
 	Release   string    `json:"release"`
 	Outcome   string    `json:"outcome"` // ok, failed or interrupted; "" while it runs
 	Error     string    `json:"error,omitempty"`
+	Class     string    `json:"class,omitempty"` // of a failed build: the kind of cause, in the builder's word
 	Started   time.Time `json:"started"`
 	Seconds   float64   `json:"seconds"`
 	Log       string    `json:"log,omitempty"` // digest of the log's blob
@@ -76,15 +77,15 @@ func beginAttempt(tx *sql.Tx, a Attempt) (Attempt, error) {
 	return a, err
 }
 
-// FinishAttempt records Outcome, Error, Log, InputHash and Artifact of an attempt that
+// FinishAttempt records Outcome, Error, Class, Log, InputHash and Artifact of an attempt that
 // BeginAttempt returned. Seconds is the time since Started when it is 0.
 func (r *Registry) FinishAttempt(a Attempt) error {
 	if a.Seconds == 0 {
 		a.Seconds = time.Since(a.Started).Seconds()
 	}
 	err := r.write(func(tx *sql.Tx) error {
-		_, err := tx.Exec(`UPDATE attempt SET outcome = ?, error = ?, seconds = ?, log = ?, input_hash = ?, artifact = ? WHERE id = ?`,
-			a.Outcome, a.Error, a.Seconds, a.Log, a.InputHash, a.Artifact, a.ID)
+		_, err := tx.Exec(`UPDATE attempt SET outcome = ?, error = ?, class = ?, seconds = ?, log = ?, input_hash = ?, artifact = ? WHERE id = ?`,
+			a.Outcome, a.Error, a.Class, a.Seconds, a.Log, a.InputHash, a.Artifact, a.ID)
 		return err
 	})
 	if err != nil {
@@ -105,10 +106,10 @@ func (r *Registry) Attempts(pkg, release string, n int) ([]Attempt, error) {
 	}
 	as, err := collect(r.db, func(rows *sql.Rows, a *Attempt) error {
 		var started int64
-		err := rows.Scan(&a.ID, &a.Op, &a.Package, &a.Version, &a.Release, &a.Outcome, &a.Error, &started, &a.Seconds, &a.Log, &a.InputHash, &a.Artifact)
+		err := rows.Scan(&a.ID, &a.Op, &a.Package, &a.Version, &a.Release, &a.Outcome, &a.Error, &started, &a.Seconds, &a.Log, &a.InputHash, &a.Artifact, &a.Class)
 		a.Started = time.Unix(0, started).UTC()
 		return err
-	}, `SELECT id, op, package, version, release, outcome, error, started, seconds, log, input_hash, artifact FROM attempt
+	}, `SELECT id, op, package, version, release, outcome, error, started, seconds, log, input_hash, artifact, class FROM attempt
 		WHERE `+of+` AND (?2 = '' OR release = ?2) ORDER BY id DESC LIMIT ?3`, pkg, release, n)
 	if err != nil {
 		return nil, fmt.Errorf("read attempts: %w", err)
@@ -118,12 +119,12 @@ func (r *Registry) Attempts(pkg, release string, n int) ([]Attempt, error) {
 
 // Failures returns, of some packages or of all when none is named, the last build of each
 // version for each kernel release where that failed: Package, Version, Release,
-// InputHash and Error.
+// InputHash, Error and Class.
 func (r *Registry) Failures(packages ...string) ([]Attempt, error) {
 	of, args := ofPackages(packages)
 	as, err := collect(r.db, func(rows *sql.Rows, a *Attempt) error {
-		return rows.Scan(&a.Package, &a.Version, &a.Release, &a.InputHash, &a.Error)
-	}, `SELECT package, version, release, input_hash, error FROM attempt WHERE id IN (
+		return rows.Scan(&a.Package, &a.Version, &a.Release, &a.InputHash, &a.Error, &a.Class)
+	}, `SELECT package, version, release, input_hash, error, class FROM attempt WHERE id IN (
 		SELECT id FROM (SELECT max(id) AS id, outcome FROM attempt
 			WHERE op = 'build' AND outcome IN ('ok', 'failed')`+of+` GROUP BY package, version, release)
 		WHERE outcome = 'failed')`, args...)

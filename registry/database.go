@@ -19,13 +19,13 @@ import (
 
 const (
 	dbFile        = "registry.db"
-	schemaVersion = "3"
+	schemaVersion = "4"
 )
 
 // dbSuffixes name the three files of a database, in the order in which they take their place.
 var dbSuffixes = []string{"-wal", "-shm", ""}
 
-// schema of version 3. Times are nanoseconds since 1970, digests SHA-256 in hex.
+// schema of version 4. Times are nanoseconds since 1970, digests SHA-256 in hex.
 const schema = `
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE source (
@@ -41,7 +41,8 @@ CREATE TABLE attempt (
 	id INTEGER PRIMARY KEY, op TEXT NOT NULL,
 	package TEXT NOT NULL, version TEXT NOT NULL, release TEXT NOT NULL,
 	outcome TEXT NOT NULL, error TEXT NOT NULL, started INTEGER NOT NULL,
-	seconds REAL NOT NULL, log TEXT NOT NULL, input_hash TEXT NOT NULL, artifact TEXT NOT NULL DEFAULT '') STRICT;
+	seconds REAL NOT NULL, log TEXT NOT NULL, input_hash TEXT NOT NULL, artifact TEXT NOT NULL DEFAULT '',
+	class TEXT NOT NULL DEFAULT '') STRICT;
 CREATE INDEX attempt_package ON attempt (package, id);
 CREATE INDEX attempt_unfinished ON attempt (id) WHERE outcome = '';
 CREATE TABLE install (
@@ -95,6 +96,7 @@ UPDATE attempt SET artifact = i.artifact FROM install i WHERE attempt.id = (SELE
 	WHERE l.package = i.package AND l.version = i.version AND l.release = i.release AND l.op = 'install' AND l.outcome = 'ok');
 `},
 	"2": {"3", schema3 + `DROP TABLE tool;`},
+	"3": {"4", `ALTER TABLE attempt ADD COLUMN class TEXT NOT NULL DEFAULT '';`},
 }
 
 // connector opens connections that leave the -wal and -shm files where they are

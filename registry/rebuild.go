@@ -192,7 +192,7 @@ func (b *rebuilder) fill(ctx context.Context) error {
 		func() error { return b.salvage("kernel", "release, stamp, gone", isRelease) },
 		func() error { return b.salvage("inputs", "hash, inputs", saneInputs) },
 		func() error {
-			return b.salvage("attempt", "id, op, package, version, release, outcome, error, started, seconds, log, input_hash, artifact", saneAttempt)
+			return b.salvage("attempt", "id, op, package, version, release, outcome, error, started, seconds, log, input_hash, artifact, class", saneAttempt)
 		},
 		func() error {
 			return b.salvage("pin", "package, release, version, artifact, at", func(v []any) bool { return b.sources[text(v, 0)+"@"+text(v, 2)] })

@@ -43,6 +43,7 @@ const consoleLines = 12
 func evidence(err error) (lines []string) {
 	var refused *loader.KernelError
 	var failed *build.Error
+	var past failedBuild
 	var dead *vm.Error
 	switch {
 	case errors.As(err, &refused):
@@ -54,6 +55,15 @@ func evidence(err error) (lines []string) {
 		}
 	case errors.As(err, &failed):
 		lines = append(lines, failed.Source...)
+		if failed.Class != "" {
+			lines = append(lines, "why:  "+failed.Class.Words())
+		}
+		if failed.Note != "" {
+			lines = append(lines, "why:  "+failed.Note)
+		}
+		if errors.As(err, &past) {
+			lines = append(lines, past.evidence()...)
+		}
 	case errors.As(err, &dead):
 		all := strings.Split(strings.TrimSpace(dead.Console), "\n")
 		for _, l := range all[max(0, len(all)-consoleLines):] {
@@ -129,7 +139,7 @@ func hints(err error) []string {
 	case errors.Is(err, unix.ENOSPC):
 		return []string{"make room, then run the same command again"}
 	case errors.As(err, &nolog):
-		return []string{"kmodctl run -v DIR prints the whole log of the build"}
+		return append(buildHints(err), "kmodctl run -v DIR prints the whole log of the build")
 	case errors.As(err, &exists):
 		return []string{fmt.Sprintf("kmodctl remove %s@%s, then import it", exists.Name, exists.Version)}
 	case errors.As(err, &unbuilt):
@@ -137,7 +147,7 @@ func hints(err error) []string {
 	case errors.As(err, &slow) && errors.As(err, &kbuild):
 		return []string{fmt.Sprintf("kmodctl build %s -k %s --time-limit %v", kbuild.Package, kbuild.Release, 2*slow.Limit)}
 	case errors.As(err, &kbuild):
-		return []string{fmt.Sprintf("kmodctl log %s -k %s", kbuild.Package, kbuild.Release)}
+		return append(buildHints(err), fmt.Sprintf("kmodctl log %s -k %s", kbuild.Package, kbuild.Release))
 	case errors.As(err, &inUse):
 		if len(inUse.Holders) > 0 {
 			return []string{"kmodctl unload " + strings.Join(inUse.Holders, " ")}
@@ -173,6 +183,49 @@ func hints(err error) []string {
 		return []string{"kmodctl repair (kmodctl verify shows all that is damaged)"}
 	case errors.Is(err, fs.ErrPermission) && os.Getuid() != 0: // root may have more against it than its name
 		return []string{"run it as root: sudo kmodctl ..."}
+	}
+	return nil
+}
+
+// buildHints is advice by the class of a failed build.
+func buildHints(err error) []string {
+	var failed *build.Error
+	var past failedBuild
+	if !errors.As(err, &failed) {
+		return nil
+	}
+	errors.As(err, &past)
+	switch failed.Class {
+	case build.ClassAPI, build.ClassSymbol, build.ClassNamespace:
+		newer := "a newer version of " + failed.Package
+		switch {
+		case past.lastRelease != "":
+			return []string{fmt.Sprintf("%s; until there is one, boot %s (kmodctl build %s -k %[2]s)", newer, past.lastRelease, failed.Package)}
+		case past.lastVersion != "":
+			return []string{newer + ", or", fmt.Sprintf("kmodctl build %s@%s -k %s", failed.Package, past.lastVersion, failed.Release)}
+		}
+		return []string{newer}
+	case build.ClassHeader:
+		p, _ := build.ProviderOf(failed.Header)
+		install := fmt.Sprintf("apt install %s, or dnf install %s", p.Debian, p.Fedora)
+		if p == build.CLibrary {
+			return []string{"in a module <linux/...> headers: it has no C library", "for a program of the build " + install}
+		}
+		return []string{install}
+	case build.ClassCompiler:
+		return []string{"install the compiler that the kernel was built with (kmodctl kernels --json names it)"}
+	case build.ClassConfig:
+		return []string{"a kernel that has the option; config = [\"...\"] below [kernel] in kmod.toml passes over the others"}
+	case build.ClassLicense:
+		return []string{`MODULE_LICENSE("GPL"), where that is its license`}
+	case build.ClassWerror:
+		return []string{"ccflags-y += -Wno-error in the source's Kbuild file, until the warning is mended"}
+	case build.ClassBTF:
+		return []string{"apt install pahole, or dnf install dwarves; if it is there, install the kernel's headers again"}
+	case build.ClassMemory:
+		return []string{"free memory or add swap, then run the same command again"}
+	case build.ClassPatch:
+		return []string{"release = \"...\" beside the patch in kmod.toml names the kernels that it is for"}
 	}
 	return nil
 }

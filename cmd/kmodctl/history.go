@@ -129,7 +129,7 @@ func (e *env) printHistory(all []historyEntry) error {
 		if outcome == "" {
 			outcome = "running"
 		}
-		why, _, _ := strings.Cut(h.Error, "\n")
+		why := classed(h.Class, firstLine(h.Error))
 		row := []string{h.Started.Local().Format(time.DateTime), h.Op, h.Version, h.Release, outcome, fmt.Sprintf("%.1f", h.Seconds), why}
 		if e.verbose {
 			row = append(row, strings.Join(h.Changed, ", "), h.Isolation, h.Log)

@@ -163,6 +163,10 @@ type buildStep struct {
 	build.Step
 	Outcome string `json:"outcome,omitempty"` // built or failed; "" when nothing was to be done, and in a dry run
 	Error   string `json:"error,omitempty"`
+
+	Class       build.Class `json:"class,omitempty"`        // of a failed one
+	LastRelease string      `json:"last_release,omitempty"` // as failedBuild has it
+	LastVersion string      `json:"last_version,omitempty"`
 }
 
 // results tells how each step went.
@@ -170,7 +174,11 @@ func (j *job) results(steps []build.Step) (out []buildStep) {
 	for _, s := range steps {
 		b := buildStep{Step: s}
 		if err := j.failed[target{s.Package, s.Release}]; err != nil {
-			b.Outcome, b.Error = "failed", err.Error()
+			b.Outcome, b.Error, b.Class = "failed", err.Error(), build.ClassOf(err)
+			var f failedBuild
+			if errors.As(err, &f) {
+				b.LastRelease, b.LastVersion = f.lastRelease, f.lastVersion
+			}
 		} else if s.Action == build.ActionBuild && !j.dryRun {
 			b.Outcome = "built"
 		}
@@ -495,7 +503,7 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step, a
 	defer func() {
 		attempt.Outcome = registry.OutcomeOK
 		if err != nil {
-			attempt.Outcome, attempt.Error = registry.OutcomeFailed, err.Error()
+			attempt.Outcome, attempt.Error, attempt.Class = registry.OutcomeFailed, err.Error(), string(build.ClassOf(err))
 			if ctx.Err() != nil {
 				attempt.Outcome = registry.OutcomeInterrupted
 			}
@@ -508,7 +516,7 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step, a
 	digest, logErr := j.keepLog(context.WithoutCancel(ctx), log)
 	attempt.Log = digest
 	if err != nil {
-		return errors.Join(err, logErr)
+		return errors.Join(j.explained(err, s), logErr)
 	}
 	if logErr != nil {
 		return logErr

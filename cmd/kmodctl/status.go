@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,6 +71,7 @@ type kernelStatus struct {
 	Release   string         `json:"release"`
 	State     string         `json:"state"`
 	Why       string         `json:"why,omitempty"`
+	Class     string         `json:"class,omitempty"`     // of the build that failed, if that is why
 	Installed string         `json:"installed,omitempty"` // version in /lib/modules, when there is one
 	Pinned    string         `json:"pinned,omitempty"`    // version that a pin says, when there is one
 	Modules   []moduleStatus `json:"modules,omitempty"`
@@ -352,7 +354,10 @@ func (s *statusReader) kernel(src registry.Source, step build.Step) (kernelStatu
 		k.Modules = append(k.Modules, shown)
 	}
 	failure, err := s.failure(step)
-	k.State, k.Why = judge(step, built, current, s.damage(src, step.Release), failure)
+	k.State, k.Why = judge(step, built, current, s.damage(src, step.Release), firstLine(failure.Error))
+	if k.State == stateFailed {
+		k.Class = cmp.Or(failure.Class, string(build.ClassOf(step.Err)))
+	}
 	if k.Why == "" && step.Kernel.Err != nil {
 		k.Why = step.Reason
 	}
@@ -380,22 +385,21 @@ func judge(step build.Step, built, installed bool, damage, failure string) (stat
 	return stateAdded, step.Reason
 }
 
-// failure is the error of the last build, when that was of today's inputs and they have no artifact.
-func (s *statusReader) failure(step build.Step) (string, error) {
+// failure is the last build, when that failed, was of today's inputs and they have no artifact.
+func (s *statusReader) failure(step build.Step) (registry.Attempt, error) {
 	if step.Action != build.ActionBuild {
-		return "", nil
+		return registry.Attempt{}, nil
 	}
 	failures, err := s.failures()
 	if err != nil {
-		return "", err
+		return registry.Attempt{}, err
 	}
 	for _, a := range failures[target{step.Package, step.Release}] {
 		if a.Version == step.Version && a.InputHash == step.InputHash {
-			line, _, _ := strings.Cut(a.Error, "\n")
-			return line, nil
+			return a, nil
 		}
 	}
-	return "", nil
+	return registry.Attempt{}, nil
 }
 
 func (s *statusReader) damage(src registry.Source, release string) string {
@@ -470,7 +474,7 @@ func (e *env) printStatus(packages []packageStatus, foreign []registry.Drift, un
 					}
 					modules = append(modules, text)
 				}
-				why := k.Why
+				why := classed(k.Class, k.Why)
 				if k.Installed != "" && k.State != stateInstalled {
 					why = strings.TrimPrefix(why+"; "+k.Installed+" is installed", "; ")
 				}
