@@ -53,20 +53,20 @@ func TestFailures(t *testing.T) {
 		f := strings.Fields(try)
 		a, err := r.BeginAttempt(Attempt{Op: OpBuild, Package: f[0], Version: f[1], Release: release, InputHash: "x"})
 		must(t, err)
-		a.Outcome, a.Error = f[2], "no"
+		a.Outcome, a.Error, a.Class = f[2], "no", "api"
 		must(t, r.FinishAttempt(a))
 	}
 	list := func(packages ...string) (out []string) {
 		as, err := r.Failures(packages...)
 		must(t, err)
 		for _, a := range as {
-			out = append(out, a.Package+a.Version+a.InputHash+a.Error)
+			out = append(out, a.Package+a.Version+a.InputHash+a.Error+a.Class)
 		}
 		slices.Sort(out)
 		return out
 	}
-	equal(t, "all", list(), []string{"a2xno", "b1xno"})
-	equal(t, "of b and c", list("b", "c"), []string{"b1xno"})
+	equal(t, "all", list(), []string{"a2xnoapi", "b1xnoapi"})
+	equal(t, "of b and c", list("b", "c"), []string{"b1xnoapi"})
 }
 
 // What one package's status asks for is found by an index, however big the store is.

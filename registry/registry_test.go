@@ -46,7 +46,7 @@ func TestArtifactsAndAttempts(t *testing.T) {
 	second := mustPut(t, r, "net", "1", "net=2", "net_extra=2")
 	begun, err := r.BeginAttempt(Attempt{Op: "build", Package: "net", Version: "1", Release: release})
 	must(t, err)
-	begun.Outcome, begun.Error = "failed", "no"
+	begun.Outcome, begun.Error, begun.Class = "failed", "no", "api"
 	must(t, r.FinishAttempt(begun))
 	_, err = r.BeginAttempt(Attempt{Op: "build", Package: "disk", Version: "1", Release: "1.1.1"})
 	must(t, err)
@@ -66,7 +66,7 @@ func TestArtifactsAndAttempts(t *testing.T) {
 	if as, err := ro.Attempts("", "", 1); err != nil || len(as) != 1 || as[0].Package != "disk" || as[0].Outcome != "" {
 		t.Errorf("newest attempt: %+v %v", as, err)
 	}
-	if as, err := ro.Attempts("net", release, 0); err != nil || len(as) != 1 || as[0].Error != "no" || as[0].Seconds <= 0 {
+	if as, err := ro.Attempts("net", release, 0); err != nil || len(as) != 1 || as[0].Error != "no" || as[0].Class != "api" || as[0].Seconds <= 0 {
 		t.Errorf("attempts of net: %+v %v", as, err)
 	}
 	what, holder, err := ro.Unfinished()
