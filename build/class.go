@@ -55,7 +55,7 @@ var classes = []struct {
 	{ClassBTF, "the type information of the kernel (BTF) could not be read, or pahole not be run", anyOf(
 		`base BTF`, `load BTF`, `\bpahole: `, `resolve_btfids`, `^btf_encoder`)},
 	{ClassCompiler, "the compiler is missing or another one than the kernel was built with", anyOf(
-		`unrecognized command[- ]line option`, `unknown (argument|option)`, `bad value .* for .* switch`,
+		`unrecognized command[- ]line option`, `unknown argument|(unknown|unsupported) (warning )?option`, `bad value .* for .* switch`,
 		`cannot load plugin`, `incompatible gcc/plugin versions`, `fail to initialize plugin`,
 		`Compiler (is too old|lacks )`, `\b(gcc|clang|ld|ld\.lld)(-\d+)?: .*not found$`)},
 	{ClassHeader, "a header or library of another package is not installed", nil}, // missing finds it

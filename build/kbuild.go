@@ -44,7 +44,7 @@ type Built struct {
 type Error struct {
 	Package string   `json:"package"`
 	Release string   `json:"release"`
-	Step    string   `json:"step"`             // patch, prepare, make, collect or strip
+	Step    string   `json:"step"`             // patch, prepare, make, collect or strip; check of a Look
 	Line    string   `json:"line,omitempty"`   // the log's first telling line, paths relative to the source
 	Source  []string `json:"source,omitempty"` // the line of the source that it points at, with its number
 	Class   Class    `json:"class,omitempty"`
@@ -83,17 +83,20 @@ var reproducible = []string{
 // every process that it started is gone, and no file of the copy has a set-user-ID bit. How well the source was kept apart
 // from this machine is told as soon as it is known, of builds that fail too.
 func Run(ctx context.Context, j Job) ([]Built, Isolation, error) {
-	log := &capped{to: j.Log, left: logLen}
-	j.Log = log
-	r := &run{Job: j, at: "prepare"}
-	watched, stop := watch(ctx, j.TimeLimit, j.Source)
+	return (&run{Job: j, at: "prepare"}).run(ctx)
+}
+
+func (r *run) run(ctx context.Context) ([]Built, Isolation, error) {
+	log := &capped{to: r.Log, left: logLen}
+	r.Log = log
+	watched, stop := watch(ctx, r.TimeLimit, r.Source)
 	built, err := r.build(watched)
 	if ended := context.Cause(watched); err != nil && ended != nil {
-		fmt.Fprintln(j.Log, ended)
-		err = &Error{Package: j.Manifest.Name, Release: j.Kernel.Name, Step: r.at, Err: ended}
+		fmt.Fprintln(r.Log, ended)
+		err = &Error{Package: r.Manifest.Name, Release: r.Kernel.Name, Step: r.at, Class: ClassOf(ended), Err: ended}
 	}
 	stop()
-	if clear := clearSetID(j.Source); err == nil {
+	if clear := clearSetID(r.Source); err == nil {
 		err = clear
 	}
 	if err == nil && log.err != nil {
@@ -107,7 +110,7 @@ func Run(ctx context.Context, j Job) ([]Built, Isolation, error) {
 	}
 	var failed *Error
 	if err != nil && !errors.As(err, &failed) {
-		err = fmt.Errorf("build %s for %s: %w", j.Manifest.Name, j.Kernel.Name, err)
+		err = fmt.Errorf("build %s for %s: %w", r.Manifest.Name, r.Kernel.Name, err)
 	}
 	return built, r.wall.Isolation, err
 }
@@ -118,6 +121,10 @@ type run struct {
 	wall    wall
 	at      string  // the last step
 	telling telling // what it said
+
+	check    *Check    // of a Look; else nil
+	own      []string  // C files of the source, for checkpatch
+	findings []Finding // of the check
 }
 
 func (r *run) build(ctx context.Context) ([]Built, error) {
@@ -159,6 +166,9 @@ func (r *run) build(ctx context.Context) ([]Built, error) {
 		if err := r.step(ctx, "prepare", r.expand(argv)...); err != nil {
 			return nil, err
 		}
+	}
+	if r.check != nil {
+		return nil, r.look(ctx)
 	}
 	if err := r.step(ctx, "make", r.kbuild()...); err != nil {
 		return nil, err

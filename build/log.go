@@ -36,6 +36,7 @@ var tellingLines = anyOf(
 	`^\S+\.[sS]:\d+: Error: `,                             // as
 	`^(ERROR|FATAL): `,                                    // modpost, which says its name since 5.8
 	`^Failed to parse base BTF `,                          // pahole
+	`^error: unknown warning option `,                     // clang
 	`^virtual memory exhausted: |^\S*cc1: out of memory `, // gcc
 	`undefined reference to `,                             // ld
 	`^\S*ld(\.bfd|\.lld)?: .*(cannot find|No such file|unrecognized|multiple definition)`,

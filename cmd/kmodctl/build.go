@@ -29,9 +29,12 @@ func cmdBuild(e *env) *cli.Command {
 			"With --headers it builds for the kernels of those headers, and no others. They need not be\n"+
 			"installed here, nor are they then: packages are unpacked into the registry, and none of their scripts is\n"+
 			"run. Give all the packages of a kernel's headers at once (docs/headers.md). The artifacts stay until you\n"+
-			"remove them; they are installed where that kernel has a /lib/modules.",
+			"remove them; they are installed where that kernel has a /lib/modules.\n\n"+
+			"--check and -W build in a folder that goes away: nothing is registered or installed. What is found in the\n"+
+			"sources is printed as file:line:column: severity: text, and is an error (exit code 1).",
 			"kmodctl build ./hello", "kmodctl build", "kmodctl build hello -k 6.1.0-56-amd64 --no-install", "kmodctl build --dry-run",
-			"kmodctl build --watch ./hello -k 6.1.0-56-amd64 --no-install", "kmodctl build hello --headers kernel-devel-6.8.10-300.fc40.x86_64.rpm"),
+			"kmodctl build --watch ./hello -k 6.1.0-56-amd64 --no-install", "kmodctl build hello --headers kernel-devel-6.8.10-300.fc40.x86_64.rpm",
+			"kmodctl build --check sparse -W 1 ./hello"),
 		Flags: []cli.Flag{
 			kernelFlag("only for kernel `RELEASE` (repeatable)"),
 			&cli.StringSliceFlag{Name: "headers", Usage: "build for the kernels that `PATH` has headers for: a .deb, an .rpm, a build tree, or the root of another machine (repeatable)"},
@@ -40,6 +43,8 @@ func cmdBuild(e *env) *cli.Command {
 			&cli.BoolFlag{Name: "timings", Usage: "tell where each build's time went"},
 			&cli.BoolFlag{Name: "watch", Usage: "build the folders again whenever one of their files is saved, until Ctrl-C"},
 			&cli.DurationFlag{Name: "time-limit", Value: build.DefaultTimeLimit, Usage: "end a build that is not done after `TIME`"},
+			&cli.StringFlag{Name: "check", Usage: "only look at the sources, with `TOOL`: sparse, clang or checkpatch"},
+			&cli.StringFlag{Name: "W", Usage: "only look at the sources, with the compiler's warnings of make W=`LEVEL`: 1, 2, 3, or several, 12"},
 		},
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
@@ -47,7 +52,15 @@ func cmdBuild(e *env) *cli.Command {
 			if e.timeLimit = c.Duration("time-limit"); e.timeLimit <= 0 {
 				return usagef("--time-limit %v is not above zero", e.timeLimit)
 			}
-			if c.Bool("watch") {
+			switch {
+			case c.IsSet("check") || c.IsSet("W"):
+				for _, other := range []string{"headers", "keep", "timings", "watch"} {
+					if c.IsSet(other) {
+						return usagef("build --check and -W only look: --%s does not go with them", other)
+					}
+				}
+				return e.check(c.Context, c.Args().Slice(), o.releases, build.Check{Tool: c.String("check"), Warnings: c.String("W")})
+			case c.Bool("watch"):
 				return e.watch(c.Context, c.Args().Slice(), o)
 			}
 			return e.build(c.Context, c.Args().Slice(), o)

@@ -100,6 +100,8 @@ func hints(err error) []string {
 		exists   *registry.ExistsError
 		exit     *exec.Error
 		needs    *needsError
+
+		uncheckable *build.CheckError
 	)
 	if errors.As(err, &back) { // without -k, the kernels that are done would go one further back
 		again := "kmodctl " + rollbackOf(back.pkg, back.release)
@@ -139,7 +141,7 @@ func hints(err error) []string {
 	case errors.Is(err, unix.ENOSPC):
 		return []string{"make room, then run the same command again"}
 	case errors.As(err, &nolog):
-		return append(buildHints(err), "kmodctl run -v DIR prints the whole log of the build")
+		return append(buildHints(err), "the same command with -v prints the whole log of the build")
 	case errors.As(err, &exists):
 		return []string{fmt.Sprintf("kmodctl remove %s@%s, then import it", exists.Name, exists.Version)}
 	case errors.As(err, &unbuilt):
@@ -175,6 +177,12 @@ func hints(err error) []string {
 		return []string{"apt install kmod (or your distribution's package of depmod)"}
 	case errors.Is(err, vm.ErrNoQEMU):
 		return []string{"apt install qemu-system-x86"}
+	case errors.As(err, &exit) && (exit.Name == build.CheckSparse || exit.Name == "perl"):
+		return []string{"apt install " + exit.Name}
+	case errors.As(err, &uncheckable) && uncheckable.Tool == build.CheckCheckpatch:
+		return []string{"the headers of another distribution (Fedora's kernel-devel), or a kernel's own source as its build tree"}
+	case errors.As(err, &uncheckable):
+		return []string{"kmodctl build --check sparse"}
 	case errors.As(err, &exit) && exit.Name == "make":
 		return []string{"apt install make gcc"}
 	case errors.Is(err, unix.EROFS):

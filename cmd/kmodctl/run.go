@@ -162,7 +162,7 @@ func (n noBootable) Error() string {
 	return "run " + n.name + ": no kernel here will do: " + strings.Join(n.seen, ", ")
 }
 
-// unlogged is a failed build whose log is not kept.
+// unlogged is a failed build, of a run or a check, whose log is not kept.
 type unlogged struct{ error }
 
 func (u unlogged) Unwrap() error { return u.error }
