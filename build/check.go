@@ -71,10 +71,14 @@ func Look(ctx context.Context, j Job, c Check) ([]Finding, error) {
 	return slices.Compact(r.findings), err
 }
 
+// plainName is a file name that needs no quoting: checkpatch.pl hands names to a shell, and
+// make knows no others.
+var plainName = regexp.MustCompile(`^[\w./+@%=,-]+$`)
+
 // codeIn lists the C files of a source.
 func codeIn(dir string) (files []string, err error) {
 	err = fs.WalkDir(os.DirFS(dir), ".", func(name string, d fs.DirEntry, err error) error {
-		if ext := path.Ext(name); err == nil && d.Type().IsRegular() && (ext == ".c" || ext == ".h") {
+		if ext := path.Ext(name); err == nil && d.Type().IsRegular() && (ext == ".c" || ext == ".h") && plainName.MatchString(name) {
 			files = append(files, "./"+name) // none is an option
 		}
 		return err
@@ -82,9 +86,9 @@ func codeIn(dir string) (files []string, err error) {
 	return files, err
 }
 
-// look runs the check's command. A source that has something to be found is no failure of it.
+// look runs the check's commands. That there is something to be found is no failure of them.
 func (r *run) look(ctx context.Context) error {
-	argv, err := r.checker()
+	commands, err := r.checker()
 	if err != nil {
 		return err
 	}
@@ -93,26 +97,30 @@ func (r *run) look(ctx context.Context) error {
 		return err
 	}
 	defer root.Close()
-	log := &lines{to: r.Log, each: func(line string) {
+	out := &lines{to: r.Log, each: func(line string) {
 		f, ok := r.finding(line)
 		if ok && isFile(root, f.File) && !strings.HasSuffix(f.File, ".mod.c") {
 			r.findings = append(r.findings, f)
 		}
 	}}
-	r.Log = log
-	err = r.step(ctx, "check", argv...)
-	log.flush()
-	var exit *exec.ExitError
-	if r.check.Tool == CheckCheckpatch && errors.As(err, &exit) && exit.ExitCode() == 1 && len(r.findings) > 0 {
-		return nil
+	r.Log = out
+	for _, argv := range commands {
+		before := len(r.findings)
+		err := r.step(ctx, "check", argv...)
+		out.flush()
+		var exit *exec.ExitError
+		told := r.check.Tool == CheckCheckpatch && errors.As(err, &exit) && exit.ExitCode() == 1 && len(r.findings) > before
+		if err != nil && !told {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
-// checker is the command of a check. The copy is fresh: C=1, which looks at what is compiled, looks
+// checker are the commands of a check. The copy is fresh: C=1, which looks at what is compiled, looks
 // at all of it, as C=2 would.
-func (r *run) checker() ([]string, error) {
-	refuse := func(why string) ([]string, error) { return nil, &CheckError{r.check.Tool, r.Kernel.Name, why} }
+func (r *run) checker() (commands [][]string, err error) {
+	refuse := func(why string) ([][]string, error) { return nil, &CheckError{r.check.Tool, r.Kernel.Name, why} }
 	argv := r.kbuild()
 	if r.check.Warnings != "" {
 		argv = append(argv, "W="+r.check.Warnings)
@@ -135,11 +143,14 @@ func (r *run) checker() ([]string, error) {
 		if _, err := r.Root.Path(filepath.Join(r.Kernel.Tree.Path, script)); err != nil {
 			return refuse("its headers have no " + script)
 		}
-		argv = append([]string{"perl", filepath.Join(r.wall.tree(r.Kernel), script), "--no-tree", "--terse", "--no-summary", "--file"}, r.own...)
+		for _, file := range r.own { // one by one: an empty file blinds it to all after it
+			commands = append(commands, []string{"perl", filepath.Join(r.wall.tree(r.Kernel), script), "--no-tree", "--terse", "--no-summary", "--file", file})
+		}
+		return commands, nil
 	default:
 		return refuse("no such tool")
 	}
-	return argv, nil
+	return [][]string{argv}, nil
 }
 
 // Lines of compilers and checkers, and how sparse goes on.

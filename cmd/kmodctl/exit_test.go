@@ -78,7 +78,7 @@ func TestHints(t *testing.T) {
 		{&build.Error{Class: build.ClassWerror}, "-Wno-error"},
 		{&build.CheckError{Tool: build.CheckClang}, "--check sparse"},
 		{&build.CheckError{Tool: build.CheckCheckpatch}, "kernel-devel"},
-		{&exec.Error{Name: "sparse"}, "apt install sparse"},
+		{unlogged{&exec.Error{Name: "sparse"}}, "apt install sparse"},
 		{&build.Error{Class: build.ClassDisk, Err: unix.ENOSPC}, "make room"},
 		{missingHeaders{kernel.Release{Name: "6.1.0", Missing: []kernel.Missing{{What: "x", Remedy: "apt install y"}}}}, "apt install y"},
 		{ofPackage{&loader.KernelError{Module: "stack_user", Release: "6.1.0", BuiltFor: "6.12.0"}, "stack"}, "kmodctl build stack -k 6.1.0"},

@@ -140,7 +140,7 @@ func hints(err error) []string {
 		return nil // the cause says it
 	case errors.Is(err, unix.ENOSPC):
 		return []string{"make room, then run the same command again"}
-	case errors.As(err, &nolog):
+	case errors.As(err, &nolog) && errors.As(err, &kbuild):
 		return append(buildHints(err), "the same command with -v prints the whole log of the build")
 	case errors.As(err, &exists):
 		return []string{fmt.Sprintf("kmodctl remove %s@%s, then import it", exists.Name, exists.Version)}
