@@ -122,6 +122,9 @@ func (r *run) look(ctx context.Context) error {
 func (r *run) checker() (commands [][]string, err error) {
 	refuse := func(why string) ([][]string, error) { return nil, &CheckError{r.check.Tool, r.Kernel.Name, why} }
 	argv := r.kbuild()
+	if len(r.Manifest.Build.Needs) > 0 {
+		argv = append(argv, "KBUILD_MODPOST_WARN=1") // what those export is not here: nothing will be loaded
+	}
 	if r.check.Warnings != "" {
 		argv = append(argv, "W="+r.check.Warnings)
 	}

@@ -22,6 +22,8 @@ type buildEvent struct {
 	What     string  `json:"what,omitempty"`
 	Outcome  string  `json:"outcome,omitempty"` // of an end: built, failed or interrupted
 	Error    string  `json:"error,omitempty"`
+
+	Class build.Class `json:"class,omitempty"` // of the error
 }
 
 // follower follows one build: for the screen, for who reads events, and for --timings.
@@ -62,7 +64,7 @@ func (w *follower) end(outcome string, err error) {
 	w.shown.end()
 	e := buildEvent{Event: "end", Outcome: outcome}
 	if err != nil {
-		e.Error = err.Error()
+		e.Error, e.Class = err.Error(), build.ClassOf(err)
 	}
 	w.event(e)
 }
