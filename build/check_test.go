@@ -86,6 +86,18 @@ func TestLookAtAFlawlessSource(t *testing.T) {
 	}
 }
 
+// The symbols of another package are not there for a look, and it does without.
+func TestLookAtOneThatNeedsAnother(t *testing.T) {
+	files := helloTree(t)
+	files[ManifestFile] += "[build]\nneeds = [\"other\"]\n"
+	files["hello.c"] = "#include <linux/module.h>\nMODULE_LICENSE(\"GPL\");\nMODULE_DESCRIPTION(\"hello\");\n" +
+		"void others(void);\nstatic int __init hello_init(void) { others(); return 0; }\nmodule_init(hello_init);\n"
+	j, log := job(t, series(t, "6.12."), tree(t, files))
+	if found, err := Look(t.Context(), j, Check{Tool: CheckSparse}); err != nil || len(found) > 0 {
+		t.Errorf("%v, %v\n%s", found, err, log)
+	}
+}
+
 // What cannot be looked at says so.
 func TestLookFails(t *testing.T) {
 	k := series(t, "6.12.")
