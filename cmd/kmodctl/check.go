@@ -78,8 +78,8 @@ func (e *env) check(ctx context.Context, args, releases []string, c build.Check)
 	}
 	defer machine.Close()
 
-	j := &job{env: e, reg: own}
-	end, err := j.openJobs()
+	j := &job{env: e}
+	end, err := j.openJobs(own)
 	if err != nil {
 		return err
 	}
