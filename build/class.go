@@ -1,7 +1,6 @@
 package build
 
 import (
-	"context"
 	"errors"
 	"os/exec"
 	"regexp"
@@ -16,8 +15,9 @@ type Class string
 
 // The classes, in the order in which they are looked for.
 const (
-	ClassTime      Class = "time"      // the time limit was reached: context.DeadlineExceeded is in the chain
+	ClassTime      Class = "time"      // the time limit was reached: a *TimeLimitError is in the chain
 	ClassDisk      Class = "disk"      // no space left: syscall.ENOSPC is in the chain
+	ClassNetwork   Class = "network"   // something was looked for elsewhere: ErrNoNetwork is in the chain
 	ClassMemory    Class = "memory"    // a compiler got none, or was killed
 	ClassPatch     Class = "patch"     // a patch of the manifest does not fit the source
 	ClassConfig    Class = "config"    // the source wants an option that the kernel was built without
@@ -42,6 +42,7 @@ var classes = []struct {
 }{
 	{ClassTime, "the build took longer than it may", nil},
 	{ClassDisk, "the disk is full", anyOf(noSpace)},
+	{ClassNetwork, "the source is not complete: a build reaches no network", nil},
 	{ClassMemory, "the machine has too little memory for it", anyOf(
 		`virtual memory exhausted`, `out of memory allocating`, `Cannot allocate memory`,
 		`Killed signal terminated program`, `signal: killed`, `\*\*\* .* (Killed|Error 137)$`)},
@@ -87,11 +88,14 @@ func (c Class) Words() string {
 func ClassOf(err error) Class {
 	var failed *Error
 	var program *exec.Error
+	var late *TimeLimitError
 	switch {
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.As(err, &late):
 		return ClassTime
 	case errors.Is(err, syscall.ENOSPC):
 		return ClassDisk
+	case errors.Is(err, ErrNoNetwork):
+		return ClassNetwork
 	case errors.As(err, &failed):
 		return failed.Class
 	case errors.As(err, &program) && (strings.Contains(program.Name, "gcc") || strings.Contains(program.Name, "clang")):

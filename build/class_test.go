@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unicode/utf8"
 )
 
@@ -69,6 +70,8 @@ func TestRunClassifies(t *testing.T) {
 		// cc1 waits for the other end of the pipe, so it is there to be killed.
 		"killed":     {prepared("mkfifo pipe.c\ngcc -c pipe.c &\nexec 3>pipe.c\ngrep -lx cc1 /proc/[0-9]*/comm | cut -d/ -f3 | xargs kill -9\nwait $!\n"), ClassMemory, "Killed"},
 		"disk":       {prepared("cat kmod.toml >/dev/full\n"), ClassDisk, "No space left"},
+		"time":       {prepared("echo hello.c:1:1: error: x\nsleep 600\n"), ClassTime, "not done after"},
+		"network":    {prepared("exec bash -c 'exec 3<>/dev/tcp/192.0.2.1/80'\n"), ClassNetwork, "no network"},
 		"program":    {prepared("set -e\nnosuch-program\n"), ClassProgram, "not found"},
 		"no program": {with(hello(""), ManifestFile, "[build]\nprepare = [[\"./configure\"]]\n"), ClassProgram, "./configure"},
 		"patch":      {with(with(hello(""), ManifestFile, "[build]\npatches = [{ file = \"p\" }]\n"), "p", "--- a/Kbuild\n+++ b/Kbuild\n@@ -1 +1 @@\n-other\n+another\n"), ClassPatch, "does not apply"},
@@ -76,7 +79,10 @@ func TestRunClassifies(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			j, log := job(t, k, tree(t, c.files))
-			_, err := Run(t.Context(), j)
+			if c.class == ClassTime {
+				j.TimeLimit = time.Second
+			}
+			_, _, err := Run(t.Context(), j)
 			var failed *Error
 			if !errors.As(err, &failed) || failed.Class != c.class || !strings.Contains(failed.Error(), c.told) || (failed.Header != "") != (c.class == ClassHeader) {
 				t.Errorf("%#v\n%v\n%s", failed, err, log)
@@ -118,7 +124,7 @@ func TestRunWithoutBTF(t *testing.T) {
 	}
 	fake.Path, k.Tree = fake.Host, &fake
 	j, log := job(t, k, tree(t, helloTree(t)))
-	_, err = Run(t.Context(), j)
+	_, _, err = Run(t.Context(), j)
 	if ClassOf(err) != ClassBTF {
 		t.Errorf("%q of %v\n%s", ClassOf(err), err, log)
 	}
@@ -126,7 +132,7 @@ func TestRunWithoutBTF(t *testing.T) {
 
 func TestClassOf(t *testing.T) {
 	for want, err := range map[Class]error{
-		ClassTime:     &Error{Err: fmt.Errorf("make: %w", context.DeadlineExceeded)},
+		ClassTime:     &Error{Err: fmt.Errorf("make: %w", &TimeLimitError{})},
 		ClassDisk:     fmt.Errorf("write log: %w", syscall.ENOSPC),
 		ClassAPI:      fmt.Errorf("x: %w", &Error{Class: ClassAPI}),
 		ClassCompiler: fmt.Errorf("find a compiler: %w", &exec.Error{Name: "gcc"}),
