@@ -79,7 +79,7 @@ func TestCheck(t *testing.T) {
 			t.Errorf("not told: %s\n%s", want, r.stderr)
 		}
 	}
-	for _, args := range [][]string{{"--check", "lint", dir}, {"-W", "4", dir}, {"--check", "sparse"}} {
+	for _, args := range [][]string{{"--check", "lint", dir}, {"-W", "4", dir}, {"--check", "sparse"}, {"--check", "sparse", "--watch", dir}} {
 		run(exitUsage, args...)
 	}
 	if r := run(exitFailed, "--check", "clang", dir, "-k", rels[0]); !strings.Contains(r.stderr, "the kernel was built with ") {

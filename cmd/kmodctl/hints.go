@@ -230,8 +230,6 @@ func buildHints(err error) []string {
 		return []string{"ccflags-y += -Wno-error in the source's Kbuild file, until the warning is mended"}
 	case build.ClassBTF:
 		return []string{"apt install pahole, or dnf install dwarves; if it is there, install the kernel's headers again"}
-	case build.ClassTime:
-		return []string{"kmodctl build --time-limit with more than it had"}
 	case build.ClassMemory:
 		return []string{"free memory or add swap, then run the same command again"}
 	case build.ClassPatch:
