@@ -169,7 +169,8 @@ func fixtureIsRead(t *testing.T, archive string) {
 func fixtureIsUsed(t *testing.T, archive string) {
 	dir, root := fixture(t, archive)
 	r := writer(t, dir, root)
-	if got := r.Recovered(); len(got) > 0 {
+	older := "wrote " + readmeFile + " anew" // its text is that of a kmodctl before this
+	if got := r.Recovered(); len(got) > 0 && !slices.Equal(got, []string{older}) {
 		t.Errorf("recovered: %q", got)
 	}
 	if diff := cmp.Diff(schemaOf(t, r), schemaOf(t, writer(t, t.TempDir(), root))); diff != "" {
