@@ -262,7 +262,8 @@ func (w wall) run(ctx context.Context, file string, argv []string, out io.Writer
 
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args = []string{stageName, string(message)}
-	cmd.Env = append(cleanEnv[:len(cleanEnv):len(cleanEnv)], "KMODCTL_WORK="+w.Source)
+	cmd.Env = append(cleanEnv[:len(cleanEnv):len(cleanEnv)], "KMODCTL_WORK="+w.Source,
+		"PWD="+w.work()) // as a shell has it: many a Makefile says -I$(PWD)
 	if w.Work == "" {
 		cmd.Env = append(cmd.Env, "TMPDIR="+w.temp())
 	}
