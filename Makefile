@@ -1,5 +1,5 @@
 # kmodctl's make targets. Each is .PHONY: `build` is a folder here.
-.PHONY: all build demo test setup check unit oracle fuzz e2e registry torture bench docs clean
+.PHONY: all build demo test setup check unit oracle fuzz e2e registry torture bench bench-dkms docs clean
 
 GO      ?= go
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo devel)
@@ -69,6 +69,12 @@ torture:
 # Figures, not tests: ratios against a peer in the same run.
 bench: all
 	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -run '^$$' -bench . -benchtime 1x ./cmd/kmodctl
+
+# Debian's *-dkms packages built by plain make, by DKMS and by kmodctl, in a Debian of their own: docs/benchmarks.md.
+# In the folder KMODCTL_BENCH it is kept for the next time. RUNS=1 for a trial.
+RUNS ?= 5
+bench-dkms: all
+	.ci/bench-dkms $(RUNS)
 
 # docs/cli.md is made from the commands.
 docs:
