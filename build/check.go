@@ -143,7 +143,7 @@ func (r *run) checker() (commands [][]string, err error) {
 		argv = append(argv, "C=1", "CHECK="+r.Toolchain.Path+" --analyze --analyzer-output text", "CHECKFLAGS=")
 	case CheckCheckpatch:
 		const script = "scripts/checkpatch.pl"
-		if _, err := r.Root.Path(filepath.Join(r.Kernel.Tree.Path, script)); err != nil {
+		if _, err := r.Kernel.Root.Path(filepath.Join(r.Kernel.Tree.Path, script)); err != nil {
 			return refuse("its headers have no " + script)
 		}
 		for _, file := range r.own { // one by one: an empty file blinds it to all after it

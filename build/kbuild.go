@@ -23,7 +23,6 @@ import (
 type Job struct {
 	Manifest  *Manifest
 	Kernel    kernel.Release
-	Root      kernel.Root             // where Kernel is; the toolchain is always this machine's
 	Source    string                  // folder with a private copy of the source: it is written to, and given to the build user
 	Toolchain *Toolchain              // from Inputs
 	Symvers   []string                // files of Source like Module.symvers, of the packages that it needs

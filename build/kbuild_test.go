@@ -56,7 +56,7 @@ func job(t *testing.T, k kernel.Release, source string) (Job, *bytes.Buffer) {
 		t.Fatal(err)
 	}
 	log := &bytes.Buffer{}
-	return Job{Manifest: m, Kernel: k, Root: "/", Source: source, Toolchain: chain, Log: log}, log
+	return Job{Manifest: m, Kernel: k, Source: source, Toolchain: chain, Log: log}, log
 }
 
 func TestRun(t *testing.T) {

@@ -98,9 +98,9 @@ func newWall(j Job) wall {
 	w := wall{
 		Source: j.Source,
 		Work:   j.fixedPlace(),
-		Binds:  treeBinds(j.Root, j.Kernel),
+		Binds:  treeBinds(j.Kernel),
 		jobs:   j.Jobserver,
-		root:   !j.Root.IsHost(),
+		root:   !j.Kernel.Root.IsHost(),
 
 		Processes: maxProcesses,
 	}
@@ -163,21 +163,21 @@ func (w *wall) fifo() string {
 }
 
 // treeBinds lists the folders that kbuild will look for at absolute paths.
-func treeBinds(root kernel.Root, k kernel.Release) (binds []bind) {
-	if root.IsHost() {
+func treeBinds(k kernel.Release) (binds []bind) {
+	if k.Root.IsHost() {
 		if tree := k.Tree.Host; covered(tree) {
 			binds = append(binds, bind{tree, tree})
 		}
 		return binds
 	}
 	add := func(name string) {
-		if from, err := root.Path(name); err == nil {
+		if from, err := k.Root.Path(name); err == nil {
 			binds = append(binds, bind{from, name})
 		}
 	}
 	add("/usr/src")
 	add(filepath.Join("/lib/modules", k.Name))
-	if lib, err := root.Path("/usr/lib"); err == nil {
+	if lib, err := k.Root.Path("/usr/lib"); err == nil {
 		entries, _ := os.ReadDir(lib)
 		for _, e := range entries {
 			if strings.HasPrefix(e.Name(), "linux-kbuild-") {

@@ -49,7 +49,7 @@ func helper(dir string) int {
 			fmt.Println(err)
 			return 1
 		}
-		built, _, err := Run(context.Background(), Job{Manifest: m, Kernel: k, Root: "/", Source: dir, Toolchain: chain, Log: os.Stdout})
+		built, _, err := Run(context.Background(), Job{Manifest: m, Kernel: k, Source: dir, Toolchain: chain, Log: os.Stdout})
 		if err != nil {
 			fmt.Println(err)
 			return 1
@@ -313,7 +313,7 @@ func TestRunWithoutNamespaces(t *testing.T) {
 	}
 
 	j, _ = job(t, k, dir)
-	j.Root = kernel.Root(t.TempDir())
+	j.Kernel.Root = kernel.Root(t.TempDir())
 	_, _, err = Run(t.Context(), j)
 	if want := "build hello for " + k.Name + ": building with headers that are not in their place here needs a mount namespace: clone: invalid argument"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
@@ -501,7 +501,7 @@ func TestRunUnderRoot(t *testing.T) {
 		t.Fatalf("found %+v, missing %v", found.Tree, found.Missing)
 	}
 	j, log := job(t, found, tree(t, helloTree(t)))
-	j.Root = kernel.Root(root)
+	j.Kernel.Root = kernel.Root(root)
 	j.Manifest.Build.Prepare = [][]string{{"test", "-d", "/lib/modules/" + release}}
 	built, _, err := Run(t.Context(), j)
 	if err != nil {

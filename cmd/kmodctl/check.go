@@ -179,6 +179,6 @@ func (j *job) lookAt(ctx context.Context, scratch string, s subject, step build.
 		log = j.err
 	}
 	return build.Look(ctx, build.Job{
-		Manifest: step.Manifest, Kernel: step.Kernel, Root: j.root, Source: dir, Toolchain: step.Toolchain, Log: log, Jobserver: j.jobs, TimeLimit: j.timeLimit,
+		Manifest: step.Manifest, Kernel: step.Kernel, Source: dir, Toolchain: step.Toolchain, Log: log, Jobserver: j.jobs, TimeLimit: j.timeLimit,
 	}, c)
 }
