@@ -31,6 +31,7 @@ type Job struct {
 	Jobserver *Jobserver              // what it may run at once, beside other Jobs; nil is one compiler
 
 	TimeLimit time.Duration // 0 is DefaultTimeLimit
+	Nice      bool          // whatever else wants the processors and disks goes first
 }
 
 // Built is one module that a Job made.

@@ -43,10 +43,28 @@ func (w *wall) limit() error {
 			return err
 		}
 	}
+	if w.Nice {
+		if err := giveWay(); err != nil {
+			return err
+		}
+	}
 	if w.Caller && w.Namespaces == 0 {
 		return nil
 	}
 	return lower(unix.RLIMIT_NPROC, w.Processes)
+}
+
+// giveWay lets others go first: a niceness of 10, and the last of ioprio_set(2)'s
+// best-effort levels. Both are this thread's, and what it executes keeps them.
+func giveWay() error {
+	const process, bestEffort, last = 1, 2 << 13, 7 // linux/ioprio.h
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, 10); err != nil {
+		return failed("setpriority", err)
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, process, 0, bestEffort|last); errno != 0 && errno != unix.ENOSYS {
+		return failed("ioprio_set", errno)
+	}
+	return nil
 }
 
 func lower(resource int, most uint64) error {

@@ -33,6 +33,7 @@ type wall struct {
 	GID    int
 
 	Processes uint64 // RLIMIT_NPROC
+	Nice      bool   // goes last for processors and disks
 
 	Supervised bool   // without a namespace: the stage child has a supervisor
 	Fifo       string // the Jobserver's, of which the stage child is born with descriptors; "" without one
@@ -103,6 +104,7 @@ func newWall(j Job) wall {
 		root:   !j.Kernel.Root.IsHost(),
 
 		Processes: maxProcesses,
+		Nice:      j.Nice,
 	}
 	if w.jobs != nil {
 		w.Fifo = w.jobs.fifo

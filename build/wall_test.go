@@ -120,6 +120,21 @@ func asUser(t *testing.T, cmd *exec.Cmd, dir string) (uid int) {
 	return uid
 }
 
+// A build in the background of a machine at work gives way to that, if it is told to.
+func TestRunNice(t *testing.T) {
+	k := series(t, "6.1.")
+	for nice, want := range map[bool]string{false: "none: prio 0\n", true: "niceness 10\nbest-effort: prio 7\n"} {
+		files := helloTree(t)
+		files["kmod.toml"] += "[build]\nprepare = [[\"sh\", \"./ask\"]]\n"
+		files["ask"] = "echo niceness $(nice)\nionice\n"
+		j, log := job(t, k, tree(t, files))
+		j.Nice = nice
+		if _, _, err := Run(t.Context(), j); err != nil || !strings.Contains(log.String(), want) {
+			t.Errorf("%v; want %q in\n%s", err, want, log)
+		}
+	}
+}
+
 // What whoever called kmodctl left open (dpkg, debconf, a root shell) is not the
 // source's to read.
 func TestRunInheritsNothing(t *testing.T) {

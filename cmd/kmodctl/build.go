@@ -40,6 +40,7 @@ func cmdBuild(e *env) *cli.Command {
 			&cli.StringSliceFlag{Name: "headers", Usage: "build for the kernels that `PATH` has headers for: a .deb, an .rpm, a build tree, or the root of another machine (repeatable)"},
 			&cli.BoolFlag{Name: "no-install", Usage: "leave the artifacts in the registry"},
 			&cli.BoolFlag{Name: "keep", Usage: "leave a copy of each build's folder in " + keptIn + " and print how to go on there"},
+			&cli.BoolFlag{Name: "nice", Usage: "let everything else on this machine go first (for hooks)"},
 			&cli.BoolFlag{Name: "timings", Usage: "tell where each build's time went"},
 			&cli.BoolFlag{Name: "watch", Usage: "build the folders again whenever one of their files is saved, until Ctrl-C"},
 			&cli.DurationFlag{Name: "time-limit", Value: build.DefaultTimeLimit, Usage: "end a build that is not done after `TIME`"},
@@ -48,7 +49,7 @@ func cmdBuild(e *env) *cli.Command {
 		},
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
-			o := buildOptions{releases: c.StringSlice("kernel"), headers: c.StringSlice("headers"), install: !c.Bool("no-install"), keep: c.Bool("keep"), timings: c.Bool("timings")}
+			o := buildOptions{releases: c.StringSlice("kernel"), headers: c.StringSlice("headers"), install: !c.Bool("no-install"), keep: c.Bool("keep"), timings: c.Bool("timings"), nice: c.Bool("nice")}
 			if e.timeLimit = c.Duration("time-limit"); e.timeLimit <= 0 {
 				return usagef("--time-limit %v is not above zero", e.timeLimit)
 			}
@@ -76,6 +77,7 @@ type buildOptions struct {
 	releases               []string
 	headers                []string // paths
 	install, keep, timings bool
+	nice                   bool
 }
 
 func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
@@ -117,7 +119,7 @@ func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
 	if unfit != nil { // what was cut off is finished all the same
 		return unfit
 	}
-	j := &job{env: e, reg: reg, failed: map[target]error{}, named: map[string]bool{}, headers: given.names, events: e.json, kept: o.keep, timings: o.timings}
+	j := &job{env: e, reg: reg, failed: map[target]error{}, named: map[string]bool{}, headers: given.names, events: e.json, kept: o.keep, timings: o.timings, nice: o.nice}
 	sources, err := j.sources(ctx, args)
 	if err != nil {
 		return err

@@ -25,6 +25,7 @@ type job struct {
 	events  bool             // a line of JSON tells of each step of a build
 	timings bool             // a line tells where a build's time went
 	kept    bool             // folders of builds are left
+	nice    bool             // builds give way to all else
 
 	mu       sync.Mutex // of all that follows, and of tried, errs and failed: several builds go on at once
 	installs []installStep

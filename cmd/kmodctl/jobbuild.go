@@ -273,7 +273,7 @@ func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, wo
 	}
 	built, isolation, err := build.Run(ctx, build.Job{
 		Manifest: s.Manifest, Kernel: s.Kernel, Source: source, Symvers: symvers,
-		Toolchain: s.Toolchain, Log: log, Jobserver: j.jobs, At: at, TimeLimit: j.timeLimit,
+		Toolchain: s.Toolchain, Log: log, Jobserver: j.jobs, At: at, TimeLimit: j.timeLimit, Nice: j.nice,
 	})
 	if err != nil {
 		return p, err
