@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -59,26 +58,18 @@ func (e *env) check(ctx context.Context, args, releases []string, c build.Check)
 	if err != nil {
 		return err
 	}
-	scratch, err := os.MkdirTemp("", "kmodctl-check-")
+	own, done, err := e.scratch(ctx, "check")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(scratch)
-	if err := os.Chmod(scratch, 0o755); err != nil { // the build user passes through
-		return err
-	}
-	own, err := registry.OpenWriter(ctx, filepath.Join(scratch, "registry"), e.root, registry.WriterOptions{Command: "kmodctl build --check", Version: version})
-	if err != nil {
-		return err
-	}
-	defer own.Close()
+	defer done()
 	machine, err := e.reader(ctx)
 	if err != nil {
 		return err
 	}
 	defer machine.Close()
 
-	j := &job{env: e}
+	j := &job{env: e, reg: own}
 	end, err := j.openJobs(own)
 	if err != nil {
 		return err
@@ -96,20 +87,20 @@ func (e *env) check(ctx context.Context, args, releases []string, c build.Check)
 		}
 		for _, k := range kernels {
 			step := j.planner.Decide(m, s.Digest, k, nil, build.Made{})
-			done := checkStep{Package: s.Name, Version: s.Version, Release: k.Name, Findings: []build.Finding{}}
+			look := checkStep{Package: s.Name, Version: s.Version, Release: k.Name, Findings: []build.Finding{}}
 			switch {
 			case step.Action == build.ActionSkip:
-				done.Outcome, done.Why = "skipped", step.Reason
+				look.Outcome, look.Why = "skipped", step.Reason
 				e.say("skipped %s %s for %s: %s", s.Name, s.Version, k.Name, step.Reason)
 			case e.dryRun:
 				e.would("check %s %s for %s", s.Name, s.Version, k.Name)
 			default:
-				j.look(ctx, scratch, s, step, c, &done)
+				j.look(ctx, s, step, c, &look)
 				if ctx.Err() != nil {
 					return context.Cause(ctx)
 				}
 			}
-			steps = append(steps, done)
+			steps = append(steps, look)
 		}
 	}
 	if e.json {
@@ -133,10 +124,10 @@ func (e *env) subject(ctx context.Context, own, machine *registry.Registry, arg 
 }
 
 // look does one step and says how it went.
-func (j *job) look(ctx context.Context, scratch string, s subject, step build.Step, c build.Check, done *checkStep) {
-	j.tried++
+func (j *job) look(ctx context.Context, s subject, step build.Step, c build.Check, done *checkStep) {
+	j.begun()
 	end := j.err.show(fmt.Sprintf("check %s for %s", s.Name, step.Release))
-	found, err := j.lookAt(ctx, scratch, s, step, c)
+	found, err := j.lookAt(ctx, s, step, c)
 	end()
 	for _, f := range found {
 		f.File = filepath.Join(s.dir, f.File)
@@ -159,18 +150,15 @@ func (j *job) look(ctx context.Context, scratch string, s subject, step build.St
 	}
 }
 
-func (j *job) lookAt(ctx context.Context, scratch string, s subject, step build.Step, c build.Check) ([]build.Finding, error) {
+func (j *job) lookAt(ctx context.Context, s subject, step build.Step, c build.Check) ([]build.Finding, error) {
 	if step.Err != nil {
 		return nil, fmt.Errorf("check %s for %s: %w", s.Name, step.Release, step.Err)
 	}
-	dir, err := os.MkdirTemp(scratch, "")
+	dir, done, err := j.reg.NewWork(s.Name)
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return nil, err
-	}
+	defer done()
 	if err := s.reg.Extract(s.Source, dir); err != nil {
 		return nil, err
 	}
