@@ -67,8 +67,8 @@ func TestRunClassifies(t *testing.T) {
 		"namespace":     {hello(fmt.Sprintf(uses, "dma_buf_put(0)")), ClassNamespace, "DMA_BUF"},
 		"werror":        {with(hello("static int x;\n"), "Kbuild", "ccflags-y += -Werror\n"), ClassWerror, "defined but not used"},
 		"memory":        {prepared("seq -s, 2000000 | sed 's/.*/int a[] = {&};/' > big.c\nulimit -v 100000\ngcc -c big.c\n"), ClassMemory, "memory"},
-		// cc1 waits for the other end of the pipe, so it is there to be killed.
-		"killed":     {prepared("mkfifo pipe.c\ngcc -c pipe.c &\nexec 3>pipe.c\ngrep -lx cc1 /proc/[0-9]*/comm | cut -d/ -f3 | xargs kill -9\nwait $!\n"), ClassMemory, "Killed"},
+		// cc1 waits for what the pipe never brings, so it is there to be killed.
+		"killed":     {prepared("mkfifo pipe.c\nexec 3<>pipe.c\ngcc -c pipe.c 3>&- &\nuntil kill -KILL $(grep -lx cc1 /proc/[0-9]*/comm | cut -d/ -f3) 2>/dev/null; do :; done\nwait $!\n"), ClassMemory, "Killed"},
 		"disk":       {prepared("cat kmod.toml >/dev/full\n"), ClassDisk, "No space left"},
 		"time":       {prepared("echo hello.c:1:1: error: x\nsleep 600\n"), ClassTime, "not done after"},
 		"network":    {prepared("exec bash -c 'exec 3<>/dev/tcp/192.0.2.1/80'\n"), ClassNetwork, "no network"},
