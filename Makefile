@@ -43,7 +43,7 @@ check:
 
 # internal/vm and cmd boot kernels: they are e2e's, but for what runs on several cores.
 unit:
-	CGO_ENABLED=1 $(TEST) -race -short $$($(GO) list ./... | grep -v -e /internal/vm -e /cmd/)
+	CGO_ENABLED=1 $(TEST) -timeout 30m -race -short $$($(GO) list ./... | grep -v -e /internal/vm -e /cmd/)
 	CGO_ENABLED=1 $(TEST) -race -tags $(TAGS) -run ManyPackages ./cmd/kmodctl
 
 oracle:
