@@ -64,7 +64,7 @@ func TestRun(t *testing.T) {
 		t.Run(prefix, func(t *testing.T) {
 			k := series(t, prefix)
 			files := helloTree(t)
-			files["Kbuild"] = "$(info built by uid $(shell id -u), home $(HOME), LANG=$(LANG).)\nobj-m := hello.o\n"
+			files["Kbuild"] = "$(info built by uid $(shell id -u), home $(HOME), LANG=$(LANG), in $(PWD).)\nobj-m := hello.o\n"
 			j, log := job(t, k, tree(t, files))
 			t.Setenv("LANG", "de_DE.UTF-8")
 			built, _, err := Run(t.Context(), j)
@@ -75,7 +75,7 @@ func TestRun(t *testing.T) {
 				t.Fatalf("built %v", built)
 			}
 			checkModule(t, built[0].File, k.Name)
-			for _, want := range []string{"hello 1.0 for " + k.Name, "compiler: " + j.Toolchain.Identity, "isolation: strict: own mount, pid, ipc, uts, net namespaces, Landlock ABI ", "+ make -C " + k.Tree.Path, "home /nonexistent, LANG=."} {
+			for _, want := range []string{"hello 1.0 for " + k.Name, "compiler: " + j.Toolchain.Identity, "isolation: strict: own mount, pid, ipc, uts, net namespaces, Landlock ABI ", "+ make -C " + k.Tree.Path, "home /nonexistent, LANG=, in /tmp/kmodctl/hello-1.0."} {
 				if !strings.Contains(log.String(), want) {
 					t.Errorf("the log lacks %q:\n%s", want, log)
 				}
