@@ -30,7 +30,7 @@ func (e *NotFoundError) Error() string {
 // the host the running one, even when it has nothing of that.
 //
 // A folder of these that cannot be listed is an error, unless it is absent.
-// Of each kernel only .config and two files of a line are read.
+// Of each kernel only .config, the Makefile and one file of a line are read.
 func Find(root Root) ([]Release, error) {
 	s, err := newSurvey(root)
 	if err != nil {

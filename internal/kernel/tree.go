@@ -103,11 +103,11 @@ func (s *survey) openTree(place, release string) (*Tree, []Missing) {
 	lacks := func(what string) {
 		missing = append(missing, Missing{What: "build tree " + tree.Path + " " + what, Remedy: s.reinstall(tree.Path, release)})
 	}
-	if tree.Config, tree.ConfigFile, err = s.readConfig(tree.Path); err != nil {
+	if tree.Config, tree.ConfigFile, err = s.readConfig(tree); err != nil {
 		s.saw(err)
 		lacks(err.Error())
 	}
-	if tree.Symvers, err = s.root.Path(tree.Path + "/Module.symvers"); err != nil {
+	if tree.Symvers, err = s.file(tree, "Module.symvers"); err != nil {
 		s.saw(err)
 		lacks("has no Module.symvers, the list of the kernel's symbols")
 	}
@@ -120,6 +120,18 @@ func (s *survey) openTree(place, release string) (*Tree, []Missing) {
 	tree.CC, err = tree.Config.compiler()
 	s.saw(err)
 	return tree, nil
+}
+
+// file returns the host path of a file of a tree. One that lies in the tree's own folder is
+// where it is; links and folders have to be followed inside the root.
+func (s *survey) file(tree *Tree, name string) (host string, err error) {
+	if filepath.Base(name) == name {
+		host = filepath.Join(tree.Host, name)
+		if info, err := os.Lstat(host); err == nil && info.Mode().IsRegular() {
+			return host, nil
+		}
+	}
+	return s.root.Path(tree.Path + "/" + name)
 }
 
 // withoutParts says what of a tree is not there that packages share: Debian has it in packages
@@ -137,14 +149,17 @@ func (s *survey) withoutParts(tree, release string) (missing []Missing) {
 		part, _ := s.target(tree, "scripts")
 		lacks(part)
 	}
-	switch part, linked := s.target(tree, "Makefile"); {
-	case s.first(tree+"/Makefile") != "":
-		if common := s.included(tree + "/Makefile"); common != "" && s.first(common) == "" {
+	text, err := s.root.ReadFile(tree + "/Makefile")
+	if err == nil {
+		if common := included(string(text)); common != "" && s.first(common) == "" {
 			lacks(common)
 		}
-	case linked:
+		return missing
+	}
+	s.saw(err)
+	if part, linked := s.target(tree, "Makefile"); linked {
 		lacks(part)
-	default:
+	} else {
 		missing = append(missing, Missing{What: "build tree " + tree + " has no Makefile", Remedy: s.reinstall(tree, release)})
 	}
 	return missing
@@ -169,19 +184,8 @@ func (s *survey) target(dir, name string) (target string, linked bool) {
 
 // included returns the file that a Makefile of one line includes by an absolute path, as
 // Debian's do (include /usr/src/linux-headers-6.1.0-56-common/Makefile), or "".
-func (s *survey) included(makefile string) string {
-	const long = 4096 // bytes; the kernel's own has 70,000
-	host, err := s.root.Path(makefile)
-	if err != nil {
-		s.saw(err)
-		return ""
-	}
-	if info, err := os.Stat(host); err != nil || info.Size() == 0 || info.Size() > long {
-		return ""
-	}
-	text, err := s.root.ReadFile(makefile)
-	s.saw(err)
-	if path, ok := strings.CutPrefix(strings.TrimSpace(string(text)), "include "); ok && filepath.IsAbs(path) && !strings.Contains(path, "\n") {
+func included(makefile string) string {
+	if path, ok := strings.CutPrefix(strings.TrimSpace(makefile), "include "); ok && filepath.IsAbs(path) && !strings.Contains(path, "\n") {
 		return path
 	}
 	return ""
@@ -217,12 +221,12 @@ func notInstalled(release string) string {
 }
 
 // readConfig returns a tree's configuration, and its file as this process opens it.
-func (s *survey) readConfig(tree string) (config Config, file string, err error) {
-	name := s.configOf(tree)
+func (s *survey) readConfig(tree *Tree) (config Config, file string, err error) {
+	name := s.configOf(tree.Path)
 	if name == "" {
 		return config, "", errors.New("has no .config")
 	}
-	if file, err = s.root.Path(name); err == nil {
+	if file, err = s.file(tree, strings.TrimPrefix(name, tree.Path+"/")); err == nil {
 		config, err = readConfig(s.root, name)
 	}
 	if failed := (*fs.PathError)(nil); errors.As(err, &failed) {
