@@ -30,7 +30,8 @@ type Jobserver struct {
 	writes int      // never waits
 
 	mu    sync.Mutex
-	taken int // by us
+	taken int   // by us
+	err   error // why a token could not be given back
 }
 
 // jobsAt is the folder of the fifo as a build in a namespace of its own sees it.
@@ -67,7 +68,9 @@ func NewJobserver(dir string, tokens int) (s *Jobserver, err error) {
 		unix.Close(s.writes)
 		return nil, err
 	}
-	s.put(s.tokens)
+	if err := s.put(s.tokens); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	return s, nil
 }
 
@@ -83,38 +86,59 @@ func (s *Jobserver) Tokens() int {
 func (s *Jobserver) Close() error { return errors.Join(s.reads.Close(), unix.Close(s.writes)) }
 
 // put adds tokens. In a full pipe, which only a source's code can make, there are enough.
-func (s *Jobserver) put(n int) { unix.Write(s.writes, bytes.Repeat([]byte("+"), n)) }
-
-// acquire takes a token as soon as there is one. The error is ctx's cause, when it ends.
-func (s *Jobserver) acquire(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { s.reads.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	if _, err := s.reads.Read(make([]byte, 1)); ctx.Err() != nil {
-		return context.Cause(ctx)
-	} else if err != nil {
-		return err
+func (s *Jobserver) put(n int) error {
+	if _, err := unix.Write(s.writes, bytes.Repeat([]byte("+"), n)); err != nil && err != unix.EAGAIN {
+		return fmt.Errorf("write %s: %w", s.fifo, err)
 	}
+	return nil
+}
+
+// acquire takes a token as soon as there is one. The error is ctx's cause, when it ends, or why
+// a token is lost that may have been the last.
+func (s *Jobserver) acquire(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, s.wake)
+	defer stop()
+	_, err := s.reads.Read(make([]byte, 1))
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case s.err != nil:
+		return s.err
+	case err != nil:
+		return err
+	}
 	s.taken++
 	return nil
 }
+
+// wake ends a read that waits, and all to come.
+func (s *Jobserver) wake() { s.reads.SetReadDeadline(time.Unix(1, 0)) }
 
 // release gives a token back. With the last one no make runs, and all are made anew: one that
 // was killed has taken some with it, and a source's code can take or add as many as it likes.
 func (s *Jobserver) release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.taken--; s.taken > 0 {
-		s.put(1)
-		return
+	n := 1
+	if s.taken--; s.taken == 0 {
+		n = s.tokens
+		s.drain()
 	}
+	if err := s.put(n); err != nil {
+		s.err = err
+		s.wake()
+	}
+}
+
+// drain takes what tokens there are.
+func (s *Jobserver) drain() {
 	for old := make([]byte, 4096); ; {
 		if n, err := unix.Read(s.writes, old); n <= 0 && err != unix.EINTR {
 			break
 		}
 	}
-	s.put(s.tokens)
 }
 
 // open returns the two ends for one build. They are opened anew, so that its make, which
