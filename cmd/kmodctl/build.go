@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -49,9 +50,12 @@ func cmdBuild(e *env) *cli.Command {
 		},
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
-			o := buildOptions{releases: c.StringSlice("kernel"), headers: c.StringSlice("headers"), install: !c.Bool("no-install"), keep: c.Bool("keep"), timings: c.Bool("timings"), nice: c.Bool("nice")}
-			if e.timeLimit = c.Duration("time-limit"); e.timeLimit <= 0 {
-				return usagef("--time-limit %v is not above zero", e.timeLimit)
+			o := buildOptions{
+				releases: c.StringSlice("kernel"), headers: c.StringSlice("headers"), install: !c.Bool("no-install"),
+				keep: c.Bool("keep"), timings: c.Bool("timings"), nice: c.Bool("nice"), timeLimit: c.Duration("time-limit"),
+			}
+			if o.timeLimit <= 0 {
+				return usagef("--time-limit %v is not above zero", o.timeLimit)
 			}
 			switch {
 			case c.IsSet("check") || c.IsSet("W"):
@@ -60,7 +64,7 @@ func cmdBuild(e *env) *cli.Command {
 						return usagef("build --check and -W only look: --%s does not go with them", other)
 					}
 				}
-				return e.check(c.Context, c.Args().Slice(), o.releases, build.Check{Tool: c.String("check"), Warnings: c.String("W")})
+				return e.check(c.Context, c.Args().Slice(), o, build.Check{Tool: c.String("check"), Warnings: c.String("W")})
 			case c.Bool("watch"):
 				return e.watch(c.Context, c.Args().Slice(), o)
 			}
@@ -74,10 +78,13 @@ func isPath(arg string) bool { return arg == "." || arg == ".." || strings.Conta
 
 // buildOptions are the flags of build.
 type buildOptions struct {
-	releases               []string
-	headers                []string // paths
-	install, keep, timings bool
-	nice                   bool
+	releases  []string
+	headers   []string // paths
+	install   bool
+	keep      bool          // folders of builds are left
+	timings   bool          // a line tells where a build's time went
+	nice      bool          // builds give way to all else
+	timeLimit time.Duration // of one build; 0 is build.DefaultTimeLimit
 }
 
 func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
@@ -119,7 +126,7 @@ func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
 	if unfit != nil { // what was cut off is finished all the same
 		return unfit
 	}
-	j := &job{env: e, reg: reg, failed: map[target]error{}, named: map[string]bool{}, headers: given.names, events: e.json, kept: o.keep, timings: o.timings, nice: o.nice}
+	j := &job{env: e, reg: reg, failed: map[target]error{}, named: map[string]bool{}, headers: given.names, options: o, events: e.json}
 	sources, err := j.sources(ctx, args)
 	if err != nil {
 		return err

@@ -31,7 +31,6 @@ type follower struct {
 	j     *job
 	step  build.Step
 	shown *row
-	begun time.Time
 	laps  []lap
 }
 
@@ -42,7 +41,6 @@ type lap struct {
 }
 
 func (w *follower) begin() {
-	w.begun = time.Now()
 	w.shown.begin()
 	w.event(buildEvent{Event: "begin", Expected: w.shown.expected.Seconds()})
 }
@@ -73,11 +71,14 @@ func (w *follower) event(e buildEvent) {
 	if !w.j.events {
 		return
 	}
-	e.Package, e.Version, e.Release, e.Seconds = w.step.Package, w.step.Version, w.step.Release, time.Since(w.begun).Seconds()
+	e.Package, e.Version, e.Release, e.Seconds = w.step.Package, w.step.Version, w.step.Release, w.seconds()
 	w.j.mu.Lock()
 	defer w.j.mu.Unlock()
 	w.j.line("build-event", e)
 }
+
+// seconds is how long the build takes by now.
+func (w *follower) seconds() float64 { return time.Since(w.shown.begun).Seconds() }
 
 // timings says where the time went: "copy 0.02 s, isolate 0.03 s, make 0.91 s".
 func (w *follower) timings() string {
@@ -96,7 +97,7 @@ func (w *follower) timings() string {
 // cleaned up by the system some day.
 const keptIn = "/var/tmp"
 
-// keep copies a build's folder to where it stays, and says how to go on there.
+// keepFolder copies a build's folder to where it stays, and says how to go on there.
 func (j *job) keepFolder(source string, s build.Step) {
 	dir, err := os.MkdirTemp(keptIn, "kmodctl-"+filepath.Base(s.Package)+"-"+s.Release+"-")
 	if err == nil {

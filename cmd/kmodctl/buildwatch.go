@@ -52,24 +52,28 @@ func watchFolders(dirs []string) (folders, error) {
 	if err != nil {
 		return folders{}, err
 	}
+	f := folders{w}
 	for _, dir := range dirs {
-		dir, err := filepath.EvalSymlinks(dir) // WalkDir follows none
-		if err != nil {
-			w.Close()
-			return folders{}, err
-		}
-		err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-			if err != nil || !d.IsDir() {
-				return err
-			}
-			return w.Add(path)
-		})
-		if err != nil {
+		if err := f.add(dir); err != nil {
 			w.Close()
 			return folders{}, err
 		}
 	}
-	return folders{w}, nil
+	return f, nil
+}
+
+// add watches a folder and all below it.
+func (f folders) add(dir string) error {
+	dir, err := filepath.EvalSymlinks(dir) // WalkDir follows none
+	if err != nil {
+		return err
+	}
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		return f.Add(path)
+	})
 }
 
 // wait returns when something was changed and then nothing for a while, or with ctx's cause.

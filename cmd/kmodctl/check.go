@@ -42,7 +42,7 @@ type subject struct {
 
 // check looks at folders and packages with a checker. Like run it works on a registry that lives as
 // long as the command; that of the machine is only read.
-func (e *env) check(ctx context.Context, args, releases []string, c build.Check) error {
+func (e *env) check(ctx context.Context, args []string, o buildOptions, c build.Check) error {
 	switch {
 	case c.Tool != "" && !slices.Contains([]string{build.CheckSparse, build.CheckClang, build.CheckCheckpatch}, c.Tool):
 		return usagef("build --check %s: sparse, clang or checkpatch", c.Tool)
@@ -54,7 +54,7 @@ func (e *env) check(ctx context.Context, args, releases []string, c build.Check)
 	if err := checkFolders(args); err != nil {
 		return err
 	}
-	kernels, _, err := e.buildable(releases)
+	kernels, _, err := e.buildable(o.releases)
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func (e *env) check(ctx context.Context, args, releases []string, c build.Check)
 	}
 	defer machine.Close()
 
-	j := &job{env: e, reg: own}
+	j := &job{env: e, reg: own, options: o}
 	end, err := j.openJobs(own)
 	if err != nil {
 		return err
@@ -167,6 +167,6 @@ func (j *job) lookAt(ctx context.Context, s subject, step build.Step, c build.Ch
 		log = j.err
 	}
 	return build.Look(ctx, build.Job{
-		Manifest: step.Manifest, Kernel: step.Kernel, Source: dir, Toolchain: step.Toolchain, Log: log, Jobserver: j.jobs, TimeLimit: j.timeLimit,
+		Manifest: step.Manifest, Kernel: step.Kernel, Source: dir, Toolchain: step.Toolchain, Log: log, Jobserver: j.jobs, TimeLimit: j.options.timeLimit, Nice: j.options.nice,
 	}, c)
 }

@@ -30,8 +30,6 @@ type env struct {
 	patience time.Duration // to wait for another kmodctl, as registry.WriterOptions.Timeout
 	out      io.Writer
 	err      *screen
-
-	timeLimit time.Duration // of one build; 0 is build.DefaultTimeLimit
 }
 
 // setUp reads the global flags, before any command runs.

@@ -26,11 +26,8 @@ func (j *job) explained(err error, s build.Step) error {
 		return err
 	}
 	f := failedBuild{error: err}
-	attempts, readErr := j.reg.Attempts(s.Package, "", 0)
-	for _, a := range attempts {
-		if a.Op != registry.OpBuild || a.Outcome != registry.OutcomeOK {
-			continue
-		}
+	builds, readErr := j.reg.Builds(s.Package)
+	for _, a := range builds {
 		if a.Version == s.Version && a.Release != s.Release && (f.lastRelease == "" || kernel.Compare(a.Release, f.lastRelease) > 0) {
 			f.lastRelease = a.Release
 		}

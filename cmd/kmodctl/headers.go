@@ -97,7 +97,7 @@ func (e *env) kernelsIn(folders []string) (all []kernel.Release, err error) {
 			return nil, err
 		}
 		for _, k := range found {
-			if i := slices.IndexFunc(all, func(other kernel.Release) bool { return other.Name == k.Name }); i >= 0 {
+			if slices.ContainsFunc(all, func(other kernel.Release) bool { return other.Name == k.Name }) {
 				return nil, usagef("build: headers for %s are given twice", k.Name)
 			}
 			here, err := kernel.Get(e.root, k.Name)

@@ -22,10 +22,8 @@ type job struct {
 	force  bool             // shadow newer modules too
 
 	jobs    *build.Jobserver // of the builds that go on; nil is one compiler at a time
+	options buildOptions     // of the command build; none for the others
 	events  bool             // a line of JSON tells of each step of a build
-	timings bool             // a line tells where a build's time went
-	kept    bool             // folders of builds are left
-	nice    bool             // builds give way to all else
 
 	mu       sync.Mutex // of all that follows, and of tried, errs and failed: several builds go on at once
 	installs []installStep

@@ -106,7 +106,11 @@ func (j *job) openJobs(in *registry.Registry) (end func(), err error) {
 // expected is how long each build takes by what the last one of its package took, for
 // the same kernel if there was one; 0 where there was none.
 func (j *job) expected(todo []build.Step) ([]time.Duration, error) {
-	builds, err := j.reg.Builds()
+	var names []string
+	for _, s := range todo {
+		names = append(names, s.Package)
+	}
+	builds, err := j.reg.Builds(names...)
 	if err != nil {
 		return nil, err
 	}
@@ -160,12 +164,12 @@ func (j *job) buildStep(ctx context.Context, src registry.Source, s build.Step, 
 		j.notBuilt(target{s.Package, s.Release}, err)
 	default:
 		w.end("built", nil)
-		text := fmt.Sprintf("built %s %s for %s in %.1f s", s.Package, s.Version, s.Release, time.Since(w.begun).Seconds())
+		text := fmt.Sprintf("built %s %s for %s in %.1f s", s.Package, s.Version, s.Release, w.seconds())
 		if s.Toolchain.Note != "" {
 			text = "note: " + s.Toolchain.Note + "\n" + text
 		}
 		j.say("%s", text)
-		if j.timings {
+		if j.options.timings {
 			j.say("  %s", w.timings())
 		}
 	}
@@ -178,8 +182,7 @@ func (j *job) buildAlone(ctx context.Context, src registry.Source, s build.Step)
 		return err
 	}
 	defer end()
-	shown := j.err.plan(titles([]build.Step{s}), make([]time.Duration, 1), 1)[0]
-	shown.begin()
+	shown := j.err.begin(titles([]build.Step{s})[0])
 	defer shown.end()
 	var failed error
 	err = j.jobs.Schedule(ctx, []build.Task{{Run: func() {
@@ -261,7 +264,7 @@ func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, wo
 	if err := os.Mkdir(source, 0o755); err != nil {
 		return p, err
 	}
-	if j.kept {
+	if j.options.keep {
 		defer j.keepFolder(source, s)
 	}
 	if err := j.reg.Extract(src, source); err != nil {
@@ -273,7 +276,7 @@ func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, wo
 	}
 	built, isolation, err := build.Run(ctx, build.Job{
 		Manifest: s.Manifest, Kernel: s.Kernel, Source: source, Symvers: symvers,
-		Toolchain: s.Toolchain, Log: log, Jobserver: j.jobs, At: at, TimeLimit: j.timeLimit, Nice: j.nice,
+		Toolchain: s.Toolchain, Log: log, Jobserver: j.jobs, At: at, TimeLimit: j.options.timeLimit, Nice: j.options.nice,
 	})
 	if err != nil {
 		return p, err

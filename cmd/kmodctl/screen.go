@@ -59,10 +59,13 @@ type row struct {
 }
 
 // show shows text until end is called.
-func (s *screen) show(text string) (end func()) {
+func (s *screen) show(text string) (end func()) { return s.begin(text).end }
+
+// begin shows text, and what its work has come to.
+func (s *screen) begin(text string) *row {
 	r := &row{s: s, text: text}
 	r.begin()
-	return r.end
+	return r
 }
 
 func (r *row) begin() {
