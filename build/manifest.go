@@ -52,6 +52,7 @@ type Recipe struct {
 	Prepare [][]string `toml:"prepare" json:"prepare,omitempty"` // argv lists with placeholders, run before make
 	Patches []Patch    `toml:"patches" json:"patches,omitempty"` // applied in order, before Prepare
 	Needs   []string   `toml:"needs" json:"needs,omitempty"`     // packages whose modules export what this one's import
+	Reuse   bool       `toml:"reuse" json:"-"`                   // a build for one kernel may serve another that it fits: how it is built is the same
 }
 
 // Patch is a patch file of the source and the kernels that it is for.

@@ -11,6 +11,7 @@ import (
 // What a Step does.
 const (
 	ActionBuild   = "build"   // run kbuild
+	ActionReuse   = "reuse"   // take the modules that were built for another release, From; never Decide's word
 	ActionCurrent = "current" // an artifact of the same inputs exists
 	ActionSkip    = "skip"    // this kernel is not one to build for
 	ActionFail    = "fail"    // cannot be built: Reason says why
@@ -21,9 +22,12 @@ type Step struct {
 	Package   string `json:"package"`
 	Version   string `json:"version"`
 	Release   string `json:"release"`
-	Action    string `json:"action"` // build, current, skip or fail
+	Action    string `json:"action"` // build, reuse, current, skip or fail
 	Reason    string `json:"reason"`
 	InputHash string `json:"input_hash,omitempty"`
+
+	From       string `json:"from,omitempty"`        // of a reuse: the release that the modules were built for
+	PassedOver string `json:"passed_over,omitempty"` // why a build is not a reuse, where that is wished for
 
 	Inputs    []Input        `json:"-"` // of a build
 	Manifest  *Manifest      `json:"-"`

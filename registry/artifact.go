@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -49,6 +50,15 @@ type Module struct {
 	SrcVersion string   `json:"srcversion,omitempty"`
 	Version    string   `json:"version,omitempty"` // MODULE_VERSION
 	Depends    []string `json:"depends,omitempty"` // modules it needs, by name
+}
+
+// BuiltFor is the kernel release that the modules were built for, by their vermagic: another than Release where a build is reused.
+func (a Artifact) BuiltFor() string {
+	if len(a.Modules) == 0 {
+		return a.Release
+	}
+	release, _, _ := strings.Cut(a.Modules[0].Vermagic, " ")
+	return cmp.Or(release, a.Release)
 }
 
 // recordSchema is the version of the JSON record's form.
@@ -231,7 +241,7 @@ func scanNewest(rows *sql.Rows, a *Artifact) error {
 	return nil
 }
 
-// parseModules reads Name, File, Digest, BuildID and Version of a record's modules. To take
+// parseModules reads Name, File, Digest, BuildID, Vermagic and Version of a record's modules. To take
 // 20,000 lists apart as JSON costs more than all else that status does.
 func parseModules(text []byte) (modules []Module, err error) {
 	if bytes.IndexByte(text, '\\') >= 0 { // a string may hold a quote
@@ -247,7 +257,7 @@ func parseModules(text []byte) (modules []Module, err error) {
 			return text
 		}
 		name, _, _ := strings.Cut(object, `"`)
-		modules = append(modules, Module{Name: name, File: value(`"file":"`), Digest: value(`"digest":"`), BuildID: value(`"build_id":"`), Version: value(`"version":"`)})
+		modules = append(modules, Module{Name: name, File: value(`"file":"`), Digest: value(`"digest":"`), BuildID: value(`"build_id":"`), Vermagic: value(`"vermagic":"`), Version: value(`"version":"`)})
 	}
 	return modules, nil
 }

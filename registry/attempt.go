@@ -10,6 +10,7 @@ import (
 // What an Attempt tries, and how it ended; "" while it runs.
 const (
 	OpBuild     = "build"
+	OpReuse     = "reuse" // a build for another kernel is taken
 	OpInstall   = "install"
 	OpUpgrade   = "upgrade" // an install in place of another version
 	OpRollback  = "rollback"
@@ -24,7 +25,7 @@ const (
 // The log may be gone: GC drops those of kernels that are.
 type Attempt struct {
 	ID        int64     `json:"id"`
-	Op        string    `json:"op"` // build, install, upgrade, rollback or uninstall
+	Op        string    `json:"op"` // build, reuse, install, upgrade, rollback or uninstall
 	Package   string    `json:"package"`
 	Version   string    `json:"version"`
 	Release   string    `json:"release"`
@@ -38,6 +39,9 @@ type Attempt struct {
 	Inputs    []Input   `json:"inputs,omitempty"`   // of a build; kept once for each InputHash, and not read back by Attempts
 	Artifact  string    `json:"artifact,omitempty"` // digest of the record: what was built, or is to be installed
 }
+
+// Makes tells attempts that bring an artifact into the registry from those that change what is installed.
+func (a Attempt) Makes() bool { return a.Op == OpBuild || a.Op == OpReuse }
 
 // BeginAttempt adds an attempt that runs and returns it with ID and Started. If
 // nobody finishes it, the next writer calls it interrupted.

@@ -144,6 +144,9 @@ func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
 	if err != nil {
 		return err
 	}
+	if err := j.planReuse(choices, steps); err != nil {
+		return err
+	}
 	for _, line := range e.tellLacking(lacking, steps) {
 		e.changed("%s", line) // with -q too: after a reboot into it the driver is missing
 	}
@@ -239,12 +242,18 @@ func (j *job) summary(steps []build.Step, named bool) {
 	tally := map[string]int{}
 	for _, s := range steps {
 		tally[s.Action]++
+		if s.PassedOver != "" && j.verbose && !j.dryRun {
+			j.say("%s %s for %s is not reused: %s", s.Package, s.Version, s.Release, s.PassedOver)
+		}
 		if s.Action == build.ActionSkip && (named || j.verbose) {
 			j.say("skipped %s %s for %s: %s", s.Package, s.Version, s.Release, s.Reason)
 		}
 		if s.Reason == pinnedBuild && (named || j.verbose) {
 			j.say("%s %s for %s is %s: kmodctl unpin %s", s.Package, s.Version, s.Release, pinnedBuild, s.Package)
 		}
+	}
+	if reused := tally[build.ActionReuse]; reused > 0 {
+		j.say("%d of %s reused", reused, count(reused+tally[build.ActionBuild], "build"))
 	}
 	switch {
 	case j.tried > 0 || j.dryRun:

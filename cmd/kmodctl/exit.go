@@ -71,6 +71,7 @@ func exitCode(err error) int {
 		noModule *loader.NotFoundError
 		kbuild   *build.Error
 		needs    *needsError
+		other    *wrongKernel
 		refused  *loader.KernelError
 		inUse    *loader.InUseError
 		guest    guestFailed
@@ -94,7 +95,7 @@ func exitCode(err error) int {
 		return exitNotFound
 	case errors.As(err, &busy):
 		return exitBusy
-	case errors.As(err, &kbuild), errors.As(err, &program), errors.As(err, &needs):
+	case errors.As(err, &kbuild), errors.As(err, &program), errors.As(err, &needs), errors.As(err, &other):
 		return exitBuild
 	case errors.As(err, &guest):
 		return guest.code

@@ -100,6 +100,8 @@ func hints(err error) []string {
 		exists   *registry.ExistsError
 		exit     *exec.Error
 		needs    *needsError
+		conf     *configError
+		other    *wrongKernel
 
 		uncheckable *build.CheckError
 	)
@@ -131,6 +133,10 @@ func hints(err error) []string {
 		return append(nearest("", noModule.Near), "kmodctl status (what is built for "+noModule.Release+")")
 	case errors.As(err, &missing):
 		return missing.remedies()
+	case errors.As(err, &conf):
+		return []string{"docs/config.md lists every key"}
+	case errors.As(err, &other):
+		return []string{"a Makefile that takes the build tree it is given, not that of uname -r: make -C {build_tree} M=... calls it with obj-m alone"}
 	case errors.As(err, &manifest):
 		return []string{"docs/manifest.md lists every key; kmodctl new NAME writes a manifest that works"}
 	case errors.As(err, &refused): // before the errnos, which mean other things here

@@ -19,6 +19,8 @@ type job struct {
 	errs   []error          // of the steps that failed: each has been reported
 	failed map[target]error // builds that failed: what is installed stays
 	willBe map[target]bool  // in a dry run, what would be built
+
+	reused map[target]registry.Artifact // what is reused, of another kernel
 	force  bool             // shadow newer modules too
 
 	jobs    *build.Jobserver // of the builds that go on; nil is one compiler at a time
@@ -152,7 +154,7 @@ type installStep struct {
 // buildStep is a step of the plan, and how it went.
 type buildStep struct {
 	build.Step
-	Outcome string `json:"outcome,omitempty"` // built or failed; "" when nothing was to be done, and in a dry run
+	Outcome string `json:"outcome,omitempty"` // built, reused or failed; "" when nothing was to be done, and in a dry run
 	Error   string `json:"error,omitempty"`
 
 	Class       build.Class `json:"class,omitempty"`        // of a failed one
@@ -172,6 +174,8 @@ func (j *job) results(steps []build.Step) (out []buildStep) {
 			}
 		} else if s.Action == build.ActionBuild && !j.dryRun {
 			b.Outcome = "built"
+		} else if s.Action == build.ActionReuse && !j.dryRun {
+			b.Outcome = "reused"
 		}
 		out = append(out, b)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"kmodctl/build"
@@ -55,8 +56,12 @@ func (j *job) buildAll(ctx context.Context, choices []choice, steps []build.Step
 		if seconds == 0 {
 			seconds = j.guess(src)
 		}
+		run := func() { j.buildStep(ctx, src, s, rows[i]) }
+		if s.Action == build.ActionReuse {
+			seconds, run = 0, func() { j.reuseStep(ctx, s) }
+		}
 		of[s.Release] = append(of[s.Release], i)
-		tasks = append(tasks, build.Task{Seconds: seconds, After: neededBy(s, todo), Run: func() { j.buildStep(ctx, src, s, rows[i]) }})
+		tasks = append(tasks, build.Task{Seconds: seconds, After: neededBy(s, todo), Run: run})
 	}
 	for _, k := range kernels {
 		tasks = append(tasks, build.Task{After: of[k.Name], Run: last(k)})
@@ -76,8 +81,15 @@ func (j *job) due(steps []build.Step) (todo []build.Step) {
 		switch {
 		case s.Action == build.ActionBuild && j.dryRun:
 			j.willBe[to] = true
-			j.would("build %s %s for %s: %s", s.Package, s.Version, s.Release, s.Reason)
-		case s.Action == build.ActionBuild:
+			why := s.Reason
+			if s.PassedOver != "" {
+				why += "; not reused: " + s.PassedOver
+			}
+			j.would("build %s %s for %s: %s", s.Package, s.Version, s.Release, why)
+		case s.Action == build.ActionReuse && j.dryRun:
+			j.willBe[to] = true
+			j.would("reuse %s %s for %s: %s, and the build for %s fits", s.Package, s.Version, s.Release, s.Reason, s.From)
+		case s.Action == build.ActionBuild || s.Action == build.ActionReuse:
 			todo = append(todo, s)
 		case s.Action == build.ActionFail:
 			j.begun()
@@ -285,6 +297,9 @@ func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, wo
 	p = product{files: map[string]string{}, isolation: isolation}
 	for _, b := range built {
 		m, file, err := take(source, b, work)
+		if err == nil {
+			err = madeFor(m, s)
+		}
 		if err != nil {
 			return p, err
 		}
@@ -327,6 +342,25 @@ func take(source string, b build.Built, work string) (m registry.Module, file st
 	m = moduleFacts(info)
 	m.File = filepath.Base(b.File)
 	return m, file, nil
+}
+
+// wrongKernel is a module that a build for one kernel made for another.
+type wrongKernel struct {
+	step build.Step
+	file string
+	of   string // the release in its vermagic
+}
+
+func (w *wrongKernel) Error() string {
+	return fmt.Sprintf("build %s for %s: %s is made for %s", w.step.Package, w.step.Release, w.file, w.of)
+}
+
+// madeFor refuses a module whose Makefile looked elsewhere than at the build tree that it was given.
+func madeFor(m registry.Module, s build.Step) error {
+	if of, _, _ := strings.Cut(m.Vermagic, " "); of != s.Release {
+		return &wrongKernel{s, m.File, of}
+	}
+	return nil
 }
 
 // moduleFacts is what the registry keeps of what a .ko says of itself.

@@ -191,6 +191,9 @@ func (j *job) again(art registry.Artifact, kernels []kernel.Release) (rebuild, e
 		r.Outcome, r.Why = rebuildNotCompared, why
 		return r, nil
 	}
+	if of := art.BuiltFor(); of != art.Release {
+		return not("it reuses the build for " + of)
+	}
 	var err error
 	var gone *registry.NotFoundError
 	if r.source, err = j.reg.Source(art.Package, art.Version); errors.As(err, &gone) {

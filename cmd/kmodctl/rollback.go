@@ -134,7 +134,7 @@ func finishedSteps(reg *registry.Registry, name string, targets []string) ([]rol
 		}
 		steps[t] = rollbackStep{Package: name, Release: a.Release, Version: a.Version, Artifact: a.Artifact, Outcome: "done", Why: "by the rollback that was cut off"}
 		for _, b := range all[i+1:] {
-			if b.Release == a.Release && b.Outcome == registry.OutcomeOK && b.Op != registry.OpBuild {
+			if b.Release == a.Release && b.Outcome == registry.OutcomeOK && !b.Makes() {
 				steps[t].From = b.Version
 				break
 			}

@@ -27,6 +27,20 @@ func (v Version) Compare(w Version) int { return slices.Compare(v[:], w[:]) }
 // String returns all three numbers: "6.12.0".
 func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[2]) }
 
+// SameFlavour reports whether releases are of one series and, but for their numbers, have the same name: point
+// releases of one kernel of a distribution.
+func SameFlavour(a, b string) bool {
+	words := func(release string) string {
+		return strings.Map(func(r rune) rune {
+			if r >= '0' && r <= '9' {
+				return -1
+			}
+			return r
+		}, strings.TrimLeft(release, "0123456789."))
+	}
+	return slices.Equal(series(a), series(b)) && words(a) == words(b)
+}
+
 // maxNumber keeps a number of any length within an int.
 const maxNumber = 1 << 30
 

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"kmodctl/internal/vmlinux"
 )
 
 // openKernel opens the form of an image that boots fastest. A vmlinuz unpacks
@@ -46,19 +48,19 @@ func bootable(f *os.File) (*os.File, error) {
 		return nil, err
 	}
 	cached := cachePath(image)
-	if vmlinux, err := os.Open(cached); err == nil {
+	if kept, err := os.Open(cached); err == nil {
 		now := time.Now()
 		os.Chtimes(cached, now, now) // for prune
-		return vmlinux, nil
+		return kept, nil
 	}
-	vmlinux, err := Payload(image)
-	if errors.Is(err, ErrCompression) || err == nil && !hasPVH(bytes.NewReader(vmlinux)) {
+	unpacked, err := vmlinux.Payload(image)
+	if errors.Is(err, vmlinux.ErrCompression) || err == nil && !hasPVH(bytes.NewReader(unpacked)) {
 		return f, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	return keep(cached, vmlinux)
+	return keep(cached, unpacked)
 }
 
 // cachePath is where the unpacked form of an image is kept, "" if nowhere. It is
@@ -76,15 +78,15 @@ func cachePath(image []byte) string {
 
 // keep puts vmlinux in the cache, or in a file without a name where there is no
 // cache that can be written.
-func keep(cached string, vmlinux []byte) (*os.File, error) {
-	if err := store(cached, vmlinux); err == nil {
+func keep(cached string, data []byte) (*os.File, error) {
+	if err := store(cached, data); err == nil {
 		return os.Open(cached)
 	}
 	f, err := unnamed()
 	if err != nil {
 		return nil, err
 	}
-	if _, err := f.Write(vmlinux); err != nil {
+	if _, err := f.Write(data); err != nil {
 		f.Close()
 		return nil, err
 	}

@@ -1,4 +1,6 @@
-package vm
+// Package vmlinux reads kernel images: it unpacks the ELF file vmlinux from the vmlinuz
+// that a machine boots, and finds the kernel's type information in it.
+package vmlinux
 
 import (
 	"bytes"

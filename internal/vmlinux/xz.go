@@ -1,4 +1,4 @@
-package vm
+package vmlinux
 
 import (
 	"bytes"
@@ -119,7 +119,7 @@ func (b block) unpack(src *bytes.Reader, maxSize int64) ([]byte, error) {
 		return nil, fmt.Errorf("xz block: more than the %d bytes announced", maxSize)
 	}
 	used := int64(before - src.Len())
-	if _, err := src.Seek(align4(used)-used, io.SeekCurrent); err != nil {
+	if _, err := src.Seek((4-used%4)%4, io.SeekCurrent); err != nil {
 		return nil, err
 	}
 	if b.x86 {

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+
+	toml "github.com/pelletier/go-toml/v2"
+)
+
+// configFile is what the administrator says, inside the root. Files of the folder beside it are read after it, by their
+// names; what a later one says counts.
+const (
+	configFile   = "/etc/kmodctl/config.toml"
+	configFolder = "/etc/kmodctl/config.toml.d"
+)
+
+// config is what the administrator says; docs/config.md explains every key.
+type config struct {
+	Build struct {
+		Reuse *bool `toml:"reuse"` // builds for other kernels may be reused; nil leaves it to the manifests
+	} `toml:"build"`
+	Package map[string]packageConfig `toml:"package"` // by name
+}
+
+// packageConfig is what he says of one package, in the place of its manifest.
+type packageConfig struct {
+	Reuse *bool `toml:"reuse"`
+}
+
+// configError is a configuration that cannot be read, with the place of the fault.
+type configError struct {
+	file         string
+	line, column int // from 1
+	reason       string
+}
+
+func (e *configError) Error() string {
+	return fmt.Sprintf("read %s:%d:%d: %s", e.file, e.line, e.column, e.reason)
+}
+
+// readConfig reads the administrator's configuration; where there is none it is empty. An unknown key is a *configError.
+func (e *env) readConfig() (config, error) {
+	var c config
+	files := []string{configFile}
+	entries, err := e.root.ReadDir(configFolder)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return c, err
+	}
+	for _, entry := range entries { // sorted by name
+		if strings.HasSuffix(entry.Name(), ".toml") {
+			files = append(files, path.Join(configFolder, entry.Name()))
+		}
+	}
+	for i, file := range files {
+		text, err := e.root.ReadFile(file)
+		if i == 0 && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return c, err
+		}
+		if err := c.read(file, text); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
+}
+
+// read adds what a file says.
+func (c *config) read(file string, text []byte) error {
+	err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(c)
+	var unknown *toml.StrictMissingError
+	var wrong *toml.DecodeError
+	switch {
+	case errors.As(err, &unknown):
+		first := unknown.Errors[0]
+		line, column := first.Position()
+		return &configError{file, line, column, fmt.Sprintf("unknown key %q", strings.Join(first.Key(), "."))}
+	case errors.As(err, &wrong):
+		line, column := wrong.Position()
+		return &configError{file, line, column, strings.TrimPrefix(wrong.Error(), "toml: ")}
+	}
+	return err
+}
+
+// reuses reports whether builds of a package for other kernels may be reused, by what the administrator says of the
+// package, of all, and its manifest says.
+func (c config) reuses(name string, manifest bool) bool {
+	for _, said := range []*bool{c.Package[name].Reuse, c.Build.Reuse} {
+		if said != nil {
+			return *said
+		}
+	}
+	return manifest
+}
