@@ -41,7 +41,11 @@ func (r *run) collect() ([]Built, error) {
 			absent = append(absent, path.Join(m.Dir, m.Name)+".ko")
 			continue
 		}
-		built = append(built, Built{Name: moduleName(m.Name), File: file})
+		as := path.Base(file)
+		if m.As != "" {
+			as = m.As + ".ko"
+		}
+		built = append(built, Built{Name: moduleName(strings.TrimSuffix(as, ".ko")), File: file, As: as, Place: m.Place, whole: m.Whole})
 	}
 	if len(absent) == 0 {
 		return built, nil

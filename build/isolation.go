@@ -117,7 +117,7 @@ func (w *wall) probe(ctx context.Context, log io.Writer) error {
 	case errors.As(err, &setup) && w.root:
 		return fmt.Errorf("building with headers that are not in their place here needs a mount namespace: %w", setup)
 	case errors.As(err, &setup) && setup.refused():
-		w.Namespaces, w.Work, w.Binds = 0, "", nil
+		w.Namespaces, w.Work, w.Binds, w.Beside.At = 0, "", nil, w.Beside.From
 		if err := w.makeTemp(); err != nil {
 			return err
 		}

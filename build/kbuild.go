@@ -24,6 +24,7 @@ type Job struct {
 	Manifest  *Manifest
 	Kernel    kernel.Release
 	Source    string                  // folder with a private copy of the source: it is written to, and given to the build user
+	Pristine  string                  // of a dkms.conf: a second such copy, which stands for DKMS's own of the source; else ""
 	Toolchain *Toolchain              // from Inputs
 	Symvers   []string                // files of Source like Module.symvers, of the packages that it needs
 	Log       io.Writer               // what was run, as whom, behind which wall, and what it printed, up to 64 MiB
@@ -36,15 +37,19 @@ type Job struct {
 
 // Built is one module that a Job made.
 type Built struct {
-	Name string `json:"name"` // kernel's form, with _
-	File string `json:"file"` // the .ko without debug sections, inside Job.Source
+	Name  string `json:"name"`            // kernel's form, with _
+	File  string `json:"file"`            // the .ko without debug sections, inside Job.Source
+	As    string `json:"as"`              // file name that it is to be installed by
+	Place string `json:"place,omitempty"` // Module's
+
+	whole bool // Module's
 }
 
 // Error is a build that ran and failed.
 type Error struct {
 	Package string   `json:"package"`
 	Release string   `json:"release"`
-	Step    string   `json:"step"`             // patch, prepare, make, collect or strip; check of a Look
+	Step    string   `json:"step"`             // patch, prepare, make, collect, strip or post_build; check of a Look
 	Line    string   `json:"line,omitempty"`   // the log's first telling line, paths relative to the source
 	Source  []string `json:"source,omitempty"` // the line of the source that it points at, with its number
 	Class   Class    `json:"class,omitempty"`
@@ -96,8 +101,10 @@ func (r *run) run(ctx context.Context) ([]Built, Isolation, error) {
 		err = &Error{Package: r.Manifest.Name, Release: r.Kernel.Name, Step: r.at, Class: ClassOf(ended), Err: ended}
 	}
 	stop()
-	if clear := clearSetID(r.Source); err == nil {
-		err = clear
+	for _, c := range r.wall.copies() {
+		if clear := clearSetID(c.From); err == nil {
+			err = clear
+		}
 	}
 	if err == nil && log.err != nil {
 		err = fmt.Errorf("write log: %w", log.err)
@@ -132,8 +139,10 @@ func (r *run) build(ctx context.Context) ([]Built, error) {
 		return nil, errors.New(lacks(r.Kernel))
 	}
 	r.wall = newWall(r.Job)
-	if err := prepareCopy(r.Source, r.wall); err != nil {
-		return nil, err
+	for _, c := range r.wall.copies() {
+		if err := prepareCopy(c.From, r.wall); err != nil {
+			return nil, err
+		}
 	}
 	fmt.Fprintf(r.Log, "%s %s for %s\ncompiler: %s (%s)\n", r.Manifest.Name, r.Manifest.Version, r.Kernel.Name, r.Toolchain.Identity, r.Toolchain.Path)
 	if r.Toolchain.Note != "" {
@@ -170,7 +179,13 @@ func (r *run) build(ctx context.Context) ([]Built, error) {
 	if r.check != nil {
 		return nil, r.look(ctx)
 	}
-	if err := r.step(ctx, "make", r.kbuild()...); err != nil {
+	if d := r.Manifest.DKMS; d != nil {
+		r.wall.env = r.makeEnv()
+		if err := r.script(ctx, "prepare", d.PreBuild); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.make(ctx); err != nil {
 		return nil, err
 	}
 	r.tell("collect", "")
@@ -179,11 +194,24 @@ func (r *run) build(ctx context.Context) ([]Built, error) {
 		return nil, err
 	}
 	argv := []string{r.Toolchain.strip(), "--strip-debug", "--"}
+	none := len(argv)
 	for _, b := range built {
-		argv = append(argv, b.File)
+		if !b.whole {
+			argv = append(argv, b.File)
+		}
 	}
-	if err := r.step(ctx, "strip", argv...); err != nil {
-		return nil, err
+	if len(argv) > none {
+		if err := r.step(ctx, "strip", argv...); err != nil {
+			return nil, err
+		}
+	}
+	if d := r.Manifest.DKMS; d != nil && d.PostBuild != "" {
+		if built, err = r.keep(built); err != nil {
+			return nil, err
+		}
+		if err := r.script(ctx, "post_build", d.PostBuild); err != nil {
+			return nil, err
+		}
 	}
 	// Stripping ran as the build user, on names of his: look again.
 	return r.found(built)
@@ -210,25 +238,41 @@ func (r *run) ownProgram(name string) error {
 // command line because Debian's trees set it in .kernelvariables.
 func (r *run) kbuild() []string {
 	argv := []string{"make", "-C", r.wall.tree(r.Kernel), "M=" + r.wall.work(), "CC=" + r.Toolchain.Path}
-	argv = append(argv, r.Toolchain.flags()...)
+	if r.Manifest.DKMS != nil {
+		argv = append(argv, "KERNELRELEASE="+r.Kernel.Name) // Debian's trees know theirs by another name
+	}
+	argv = append(argv, r.makeVariables()...)
+	return append(argv, r.Manifest.Build.Targets...)
+}
+
+// makeVariables are those of kbuild's variables that its defaults do not do for.
+func (r *run) makeVariables() []string {
+	vars := r.Toolchain.flags()
 	if len(r.Symvers) > 0 {
 		var paths []string
 		for _, name := range r.Symvers {
 			paths = append(paths, filepath.Join(r.wall.work(), name))
 		}
-		argv = append(argv, "KBUILD_EXTRA_SYMBOLS="+strings.Join(paths, " "))
+		vars = append(vars, "KBUILD_EXTRA_SYMBOLS="+strings.Join(paths, " "))
 	}
 	if at, fixed := r.wall.work(), r.fixedPlace(); at != fixed {
+		maps := "-ffile-prefix-map=" + at + "=" + fixed
+		if r.Pristine != "" {
+			maps += " -ffile-prefix-map=" + r.Pristine + "=" + r.Manifest.sourcePlace()
+		}
 		// Of C and of assembly (Documentation/kbuild/kbuild.rst). cc-option, which is kbuild's, leaves out what the
 		// compiler does not know: gcc has it since 8, clang since 10.
-		argv = append(argv, "KCPPFLAGS=$(call cc-option,-ffile-prefix-map="+at+"="+fixed+")")
+		vars = append(vars, "KCPPFLAGS=$(call cc-option,"+maps+")")
 	}
-	return append(argv, r.Manifest.Build.Targets...)
+	return vars
 }
 
 // fixedPlace is where every build's copy of a source is, or is said to be. It gets into
 // the bytes (__FILE__, the build-id) and the log.
 func (j Job) fixedPlace() string {
+	if j.Manifest.DKMS != nil {
+		return j.Manifest.buildPlace()
+	}
 	return filepath.Join(workRoot, j.Manifest.Name+"-"+j.Manifest.Version)
 }
 
@@ -293,7 +337,7 @@ func (r *run) failed(step string, err error) *Error {
 		err = fmt.Errorf("%w: %w", err, ErrNoNetwork)
 	}
 	e := &Error{Package: r.Manifest.Name, Release: r.Kernel.Name, Step: step, Err: err}
-	if step != "collect" {
+	if step != "collect" || r.Manifest.DKMS != nil { // a MAKE may end well after a compiler that did not
 		e.Line, e.Source = r.telling.explain(r.Source, r.wall.work())
 	}
 	if unsaid {

@@ -46,7 +46,10 @@ func (w *wall) landlock() error {
 		found, _ := filepath.Glob(pattern)
 		read = append(read, found...)
 	}
-	write := []string{w.work()}
+	var write []string
+	for _, c := range w.copies() {
+		write = append(write, c.At)
+	}
 	if w.Work != "" {
 		write = append(write, "/tmp") // our own
 	}

@@ -31,12 +31,19 @@ type Manifest struct {
 	Modules  []Module `toml:"module" json:"modules"`              // at least one
 	Kernel   Kernels  `toml:"kernel" json:"kernel"`
 	Build    Recipe   `toml:"build" json:"build"`
+
+	DKMS *DKMS `toml:"-" json:"dkms,omitempty"` // of a dkms.conf; nil of a kmod.toml
 }
 
 // Module is one .ko that kbuild makes of the source.
 type Module struct {
 	Name string `toml:"name" json:"name"`         // without .ko; - and _ are the same
 	Dir  string `toml:"dir" json:"dir,omitempty"` // where kbuild leaves it, relative to the source; "" is its top
+
+	// These only a dkms.conf can say.
+	As    string `toml:"-" json:"as,omitempty"`    // what it is called where it is installed, without .ko; "" is Name
+	Place string `toml:"-" json:"-"`               // folder below /lib/modules/RELEASE that it is installed in; "" is kmodctl's own
+	Whole bool   `toml:"-" json:"whole,omitempty"` // it keeps its debug sections
 }
 
 // Kernels says which kernels a package applies to; empty fields apply to all.
@@ -97,6 +104,9 @@ func (m *Manifest) Applies(k kernel.Release) (ok bool, why string, err error) {
 	}
 	if k.Tree == nil || len(k.Missing) > 0 {
 		return false, lacks(k), nil
+	}
+	if m.DKMS != nil && m.DKMS.Excluded != "" {
+		return false, m.DKMS.Excluded, nil
 	}
 	for _, expr := range m.Kernel.Config {
 		if has, err := k.Tree.Config.Has(expr); err != nil {

@@ -54,7 +54,7 @@ func TestParseManifest(t *testing.T) {
 	}
 	want := &Manifest{
 		Name: "vendor-nic", Version: "2.4.1", Required: true,
-		Modules: []Module{{"vendor-nic", "src/nic"}, {"vendor_diag", ""}},
+		Modules: []Module{{Name: "vendor-nic", Dir: "src/nic"}, {Name: "vendor_diag"}},
 		Kernel:  Kernels{">=5.10, <6.13", []string{"NET", "!PREEMPT_RT"}, []string{"x86_64", "aarch64"}},
 		Build: Recipe{
 			Targets: []string{"modules", "src/"},

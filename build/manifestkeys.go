@@ -196,7 +196,7 @@ func fieldOf(t reflect.Type, name string) (reflect.Type, bool) {
 		return nil, false
 	}
 	for f := range t.Fields() {
-		if f.Tag.Get("toml") == name {
+		if f.Tag.Get("toml") == name && name != "-" {
 			return f.Type, true
 		}
 	}

@@ -19,15 +19,13 @@ func (w *wall) mount() error {
 		return err
 	}
 	// Everything is opened before anything is covered: the copy and the root may lie in /tmp.
-	source, err := openDir(w.Source)
+	parts, err := openDirs(w.Binds)
 	if err != nil {
 		return err
 	}
-	from := make([]int, len(w.Binds))
-	for i, b := range w.Binds {
-		if from[i], err = openDir(b.From); err != nil {
-			return err
-		}
+	copies, err := openDirs(w.copies())
+	if err != nil {
+		return err
 	}
 	points, err := missingPoints(w.Binds)
 	if err != nil {
@@ -43,12 +41,20 @@ func (w *wall) mount() error {
 			return err
 		}
 	}
-	for i, b := range w.Binds {
-		if err := bindAt(from[i], b.At); err != nil {
+	if err := bindAll(parts, w.Binds); err != nil {
+		return err
+	}
+	// A copy's place may be in a folder of a root.
+	missing, err := missingPoints(w.copies())
+	if err != nil {
+		return err
+	}
+	for i, p := range missing {
+		if err := p.cover(len(points) + i); err != nil {
 			return err
 		}
 	}
-	if err := bindAt(source, w.Work); err != nil {
+	if err := bindAll(copies, w.copies()); err != nil {
 		return err
 	}
 	// After them: the descriptors above were reached through the old one.
@@ -68,9 +74,9 @@ func (w *wall) readOnly() error {
 	if err == unix.ENOSYS {
 		return nil
 	}
-	for _, path := range []string{"/tmp", w.Work} {
+	for _, b := range append(w.copies(), bind{At: "/tmp"}) {
 		if err == nil {
-			err = set(path, 0, unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY})
+			err = set(b.At, 0, unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY})
 		}
 	}
 	return failed("make mounts read-only", err)
@@ -127,6 +133,26 @@ func mountChroot() error {
 func openDir(path string) (fd int, err error) {
 	fd, err = unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	return fd, failed("open "+path, err)
+}
+
+func openDirs(binds []bind) (fds []int, err error) {
+	for _, b := range binds {
+		fd, err := openDir(b.From)
+		if err != nil {
+			return nil, err
+		}
+		fds = append(fds, fd)
+	}
+	return fds, nil
+}
+
+func bindAll(fds []int, binds []bind) error {
+	for i, b := range binds {
+		if err := bindAt(fds[i], b.At); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func bindAt(fd int, at string) error {

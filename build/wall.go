@@ -28,6 +28,7 @@ type wall struct {
 
 	Source string   // the copy, as this process opens it
 	Work   string   // where the copy appears inside the namespace; "" without one
+	Beside bind     // the Job's Pristine; zero without one
 	Binds  []bind   // folders of a root that must appear at their own places
 	Trees  []string // the build tree, and the source that it was made from
 	GID    int
@@ -41,6 +42,7 @@ type wall struct {
 	File string   // the program; "" only tries the wall
 	Argv []string // its arguments
 
+	env  []string // what the program's environment has beside cleanEnv
 	jobs *Jobserver
 	root bool // the kernel is one of a root: it cannot be built for without a namespace
 }
@@ -110,6 +112,9 @@ func newWall(j Job) wall {
 		w.Fifo = w.jobs.fifo
 		w.Binds = append(w.Binds, bind{filepath.Dir(w.Fifo), jobsAt})
 	}
+	if j.Pristine != "" {
+		w.Beside = bind{j.Pristine, j.Manifest.sourcePlace()}
+	}
 	var other bool
 	w.UID, w.GID, other = User()
 	w.Caller = !other
@@ -154,6 +159,15 @@ func (w *wall) work() string {
 		return w.Work
 	}
 	return w.Source
+}
+
+// copies are the folders that the build may write to, and where it sees them.
+func (w *wall) copies() []bind {
+	all := []bind{{w.Source, w.work()}}
+	if w.Beside.From != "" {
+		all = append(all, w.Beside)
+	}
+	return all
 }
 
 // fifo is the Jobserver's path as the build sees it.
@@ -266,6 +280,7 @@ func (w wall) run(ctx context.Context, file string, argv []string, out io.Writer
 	cmd.Args = []string{stageName, string(message)}
 	cmd.Env = append(cleanEnv[:len(cleanEnv):len(cleanEnv)], "KMODCTL_WORK="+w.Source,
 		"PWD="+w.work()) // as a shell has it: many a Makefile says -I$(PWD)
+	cmd.Env = append(cmd.Env, w.env...)
 	if w.Work == "" {
 		cmd.Env = append(cmd.Env, "TMPDIR="+w.temp())
 	}

@@ -526,6 +526,12 @@ func TestRunUnderRoot(t *testing.T) {
 	if !strings.Contains(log.String(), "the tree of the root") {
 		t.Errorf("built with this machine's tree:\n%s", log)
 	}
+	// The root has no folder for the source that a dkms.conf speaks of.
+	m, files := dkmsSource()
+	j, log = dkmsJob(t, found, m, files)
+	if _, _, err = Run(t.Context(), j); err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
 	if _, err := os.Stat("/lib/modules/" + release); err == nil {
 		t.Error("a mount point was left on this machine")
 	}
