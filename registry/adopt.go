@@ -40,12 +40,11 @@ func (b *rebuilder) adopt(m *modules) error {
 	if err != nil {
 		return err
 	}
-	names, err := readNames(m.tree, ourDir)
+	names, err := b.filesOf(m)
 	if err != nil {
 		return err
 	}
-	slices.Sort(names)
-	here := map[string]Install{}     // by file; only Digest and Mtime
+	here := map[string]Install{}     // by name; only Digest and Mtime
 	strays := map[string][]Install{} // files that have no row which is right, by package
 	for _, name := range names {
 		digest, mtime, err := m.digest(name)
@@ -65,7 +64,7 @@ func (b *rebuilder) adopt(m *modules) error {
 		}
 	}
 	in := intent{Release: m.release, Op: OpInstall}
-	adopted := map[string]bool{}
+	var adopted []Install
 	for _, pkg := range slices.Sorted(maps.Keys(strays)) {
 		had := slices.DeleteFunc(slices.Clone(rows), func(i Install) bool { return i.Package != pkg })
 		target := m.rowsOf(b.standing(pkg, m.release, had, here), here)
@@ -74,9 +73,7 @@ func (b *rebuilder) adopt(m *modules) error {
 			return slices.ContainsFunc(slices.Concat(had, target), same)
 		}
 		had = append(had, slices.DeleteFunc(strays[pkg], named)...)
-		for _, i := range target {
-			adopted[i.Module] = true
-		}
+		adopted = append(adopted, target...)
 		if len(had) > 0 {
 			in.Packages, in.Before, in.Target = append(in.Packages, pkg), append(in.Before, had...), append(in.Target, target...)
 			continue
@@ -106,12 +103,36 @@ func (b *rebuilder) adopt(m *modules) error {
 	return b.insert("intent", "release, done, body", in.Release, 0, string(body))
 }
 
+// filesOf lists, below the release's folder, what is in the folders that artifacts for it are installed in.
+func (b *rebuilder) filesOf(m *modules) (names []string, err error) {
+	var rows []Install
+	for _, a := range b.byAge {
+		if a.Release == m.release {
+			rows = append(rows, m.rowsOf(a, nil)...)
+		}
+	}
+	if err := m.use(rows); err != nil {
+		return nil, err
+	}
+	for _, d := range m.places {
+		files, err := readNames(m.tree, d)
+		if err != nil {
+			return nil, err
+		}
+		for _, file := range files {
+			names = append(names, path.Join(d, file))
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
 // rowsOf are the rows of an artifact whose files are those that are here, or missing.
 func (m *modules) rowsOf(a Artifact, here map[string]Install) (rows []Install) {
 	for _, mod := range a.Modules {
-		i := Install{Release: m.release, Module: mod.Name, Path: m.path(mod.File), Package: a.Package, Version: a.Version,
+		i := Install{Release: m.release, Module: mod.Name, Path: m.path(mod.name()), Package: a.Package, Version: a.Version,
 			Artifact: a.Digest, Digest: mod.Digest, Size: mod.Size, At: time.Now()}
-		if file := here[mod.File]; file.Digest == mod.Digest {
+		if file := here[mod.name()]; file.Digest == mod.Digest {
 			i.Mtime = file.Mtime
 		}
 		rows = append(rows, i)
@@ -130,7 +151,7 @@ func (b *rebuilder) standing(pkg, release string, rows []Install, here map[strin
 		if slices.ContainsFunc(rows, func(i Install) bool { return i.Artifact == a.Digest }) {
 			named = a
 		}
-		absent := func(m Module) bool { return here[m.File].Digest != m.Digest }
+		absent := func(m Module) bool { return here[m.name()].Digest != m.Digest }
 		switch {
 		case !slices.ContainsFunc(a.Modules, absent):
 			if len(a.Modules) > len(whole.Modules) || len(a.Modules) == len(whole.Modules) && whole.Digest != named.Digest {
@@ -149,10 +170,10 @@ func (b *rebuilder) standing(pkg, release string, rows []Install, here map[strin
 	return part
 }
 
-// owner finds the newest artifact for a release that has a file of that name and digest.
-func owner(byAge []Artifact, release, file, digest string) (Artifact, bool) {
+// owner finds the newest artifact for a release that has a file of that name, below the release's folder, and digest.
+func owner(byAge []Artifact, release, name, digest string) (Artifact, bool) {
 	for _, a := range slices.Backward(byAge) {
-		of := func(m Module) bool { return m.File == file && m.Digest == digest }
+		of := func(m Module) bool { return m.name() == name && m.Digest == digest }
 		if a.Release == release && slices.ContainsFunc(a.Modules, of) {
 			return a, true
 		}
@@ -168,7 +189,7 @@ func (r *Registry) recognize(root kernel.Root, d Drift, records func() ([]Artifa
 		return d, nil
 	}
 	defer m.Close()
-	digest, _, err := m.digest(path.Base(d.Path))
+	digest, _, err := m.digest(m.name(d.Path))
 	if err != nil {
 		return d, nil
 	}
@@ -176,7 +197,7 @@ func (r *Registry) recognize(root kernel.Root, d Drift, records func() ([]Artifa
 	if err != nil {
 		return d, err
 	}
-	a, ok := owner(all, d.Release, path.Base(d.Path), digest)
+	a, ok := owner(all, d.Release, m.name(d.Path), digest)
 	if !ok {
 		return d, nil
 	}

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -41,10 +43,11 @@ type Input struct {
 
 // Module is one .ko of an artifact.
 type Module struct {
-	Name       string   `json:"name"`   // the kernel's form, with _
-	File       string   `json:"file"`   // hello-world.ko; no folder
-	Digest     string   `json:"digest"` // SHA-256 in hex of the file, which is a blob
-	Size       int64    `json:"size"`   // bytes
+	Name       string   `json:"name"`            // the kernel's form, with _
+	File       string   `json:"file"`            // hello-world.ko; no folder
+	Place      string   `json:"place,omitempty"` // folder below /lib/modules/R that it is installed in; "" is ours
+	Digest     string   `json:"digest"`          // SHA-256 in hex of the file, which is a blob
+	Size       int64    `json:"size"`            // bytes
 	BuildID    string   `json:"build_id,omitempty"`
 	Vermagic   string   `json:"vermagic,omitempty"`
 	SrcVersion string   `json:"srcversion,omitempty"`
@@ -131,8 +134,11 @@ func insertArtifact(tx *sql.Tx, a Artifact, record string, imported bool) error 
 	return err
 }
 
+// name is where it is installed, below /lib/modules/R.
+func (m Module) name() string { return path.Join(cmp.Or(m.Place, ourDir), m.File) }
+
 // check makes sure that File is a plain file name from which the kernel and
-// depmod derive Name.
+// depmod derive Name, and Place a folder below that of a release.
 func (m Module) check() error {
 	stem, ok := strings.CutSuffix(m.File, ".ko")
 	if !ok || stem == "" || strings.ContainsAny(m.File, "/\x00") || strings.HasPrefix(m.File, ".") {
@@ -140,6 +146,9 @@ func (m Module) check() error {
 	}
 	if strings.ReplaceAll(stem, "-", "_") != m.Name {
 		return fmt.Errorf("module %s: file %s is of a module of another name", m.Name, m.File)
+	}
+	if m.Place != "" && (m.Place == "." || !filepath.IsLocal(m.Place) || path.Clean(m.Place) != m.Place || strings.ContainsRune(m.Place, 0)) {
+		return fmt.Errorf("module %s: %q is not a folder to install in", m.Name, m.Place)
 	}
 	return nil
 }

@@ -106,7 +106,7 @@ func (m *modules) reindex(depmod *exec.Cmd, lock *os.File) error {
 // depmod writes new files and renames them, so the old ones stay as they are.
 func (m *modules) keepIndex() error {
 	for _, name := range indexFiles {
-		kept := oldName(name)
+		kept := oldName(path.Join(ourDir, name))
 		err := m.tree.Link(name, kept)
 		switch {
 		case errors.Is(err, os.ErrNotExist):

@@ -60,8 +60,6 @@ type step struct {
 	row    Install
 }
 
-func (s step) file() string { return path.Base(s.row.Path) }
-
 func (s step) places() bool { return s.action == actInstall || s.action == actReplace }
 
 // Installs returns what is installed, by kernel release and module: of some packages,
@@ -122,7 +120,7 @@ func (r *Registry) install(ctx context.Context, in intent, as []Artifact) (Resul
 		}
 		for _, m := range a.Modules {
 			in.Target = append(in.Target, Install{
-				Release: release, Module: m.Name, Path: path.Join(modulesPath(release), ourDir, m.File),
+				Release: release, Module: m.Name, Path: path.Join(modulesPath(release), m.name()),
 				Package: a.Package, Version: a.Version, Artifact: a.Digest, Digest: m.Digest, Size: m.Size, At: now,
 			})
 		}
@@ -195,6 +193,9 @@ func (r *Registry) change(ctx context.Context, in intent) (Result, error) {
 		return Result{}, err
 	}
 	defer m.Close()
+	if err := m.use(slices.Concat(in.Before, in.Target)); err != nil {
+		return Result{}, err
+	}
 	steps, err := m.plan(in.Before, in.Target)
 	if err != nil {
 		return Result{}, err
@@ -213,7 +214,7 @@ func (r *Registry) change(ctx context.Context, in intent) (Result, error) {
 		return Result{}, err
 	}
 	visible := slices.ContainsFunc(steps, func(s step) bool { return s.action != actRecord })
-	visible = visible || !covers(index, in.Target)
+	visible = visible || !m.covers(index, in.Target)
 	if len(steps) == 0 && !visible {
 		return Result{Release: in.Release}, nil
 	}
@@ -251,7 +252,7 @@ func (m *modules) plan(had, target []Install) ([]step, error) {
 		byPath[i.Path] = i
 	}
 	for _, t := range target {
-		digest, mtime, err := m.digest(path.Base(t.Path))
+		digest, mtime, err := m.digest(m.name(t.Path))
 		if err != nil {
 			return nil, err
 		}
@@ -278,7 +279,7 @@ func (m *modules) plan(had, target []Install) ([]step, error) {
 	return steps, nil
 }
 
-// checkForeign refuses to replace a file of our folder that has no row.
+// checkForeign refuses to replace a file that has no row.
 func checkForeign(steps []step, rows []Install) error {
 	for _, s := range steps {
 		ours := func(i Install) bool { return i.Path == s.row.Path }
@@ -318,8 +319,8 @@ func (r *Registry) checkBlob(ctx context.Context, digest string) error {
 }
 
 // covers reports whether the index names the file of every row.
-func covers(index map[string]string, rows []Install) bool {
-	return !slices.ContainsFunc(rows, func(i Install) bool { return index[i.Module] != path.Join(ourDir, path.Base(i.Path)) })
+func (m *modules) covers(index map[string]string, rows []Install) bool {
+	return !slices.ContainsFunc(rows, func(i Install) bool { return index[i.Module] != m.name(i.Path) })
 }
 
 // result lists what steps changed; originals are the other files' modules, by name.

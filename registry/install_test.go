@@ -465,9 +465,10 @@ func size(t *testing.T, file string) int64 {
 
 // A file of the module's name at the top of the release is not ours.
 func TestCovers(t *testing.T) {
-	rows := []Install{{Module: "net", Path: modulesPath(release) + "/updates/kmodctl/net.ko"}}
+	m := &modules{inside: modulesPath(release)}
+	rows := []Install{{Module: "net", Path: m.path("updates/kmodctl/net.ko")}}
 	for file, want := range map[string]bool{"updates/kmodctl/net.ko": true, "net.ko": false, "kmodctl/net.ko": false, "kernel/net.ko": false, "": false} {
-		if got := covers(map[string]string{"net": file}, rows); got != want {
+		if got := m.covers(map[string]string{"net": file}, rows); got != want {
 			t.Errorf("%q: %v", file, got)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os/exec"
-	"path"
 	"slices"
 	"time"
 )
@@ -77,7 +76,7 @@ func (r *Registry) converge(m *modules, target []Install, steps []step, depmod *
 		return err
 	}
 	for _, i := range target {
-		if index[i.Module] != path.Join(ourDir, path.Base(i.Path)) {
+		if index[i.Module] != m.name(i.Path) {
 			return &PackageError{i.Package, fmt.Errorf("depmod left %s out of modules.dep: another file of that name wins by depmod.d, or it is excluded", i.Path)}
 		}
 	}
@@ -113,6 +112,9 @@ func (r *Registry) finish(in intent) error {
 		return err
 	}
 	defer m.Close()
+	if err := m.use(slices.Concat(in.Before, in.Target)); err != nil {
+		return err
+	}
 	if in.done {
 		return r.conclude(m)
 	}

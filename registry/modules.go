@@ -25,8 +25,10 @@ const (
 
 // newName is a file's name before it gets its own, oldName the one it keeps until
 // the change is final. Neither ends in .ko, or depmod would index it.
-func newName(file string) string { return path.Join(ourDir, tempName+file+"-new") }
-func oldName(file string) string { return path.Join(ourDir, tempName+file+"-old") }
+func newName(name string) string { return tempOf(name, "-new") }
+func oldName(name string) string { return tempOf(name, "-old") }
+
+func tempOf(name, end string) string { return path.Join(path.Dir(name), tempName+path.Base(name)+end) }
 
 // modules is /lib/modules/R of one kernel release. Everything under it goes
 // through tree: no link leads out.
@@ -36,7 +38,8 @@ type modules struct {
 	inside  string // /lib/modules/R
 	host    string // as this process opens it, free of links
 	tree    *os.Root
-	ours    *os.File       // our folder, once many files of it are looked at
+	dir     *os.File       // the same, once many files of it are looked at
+	places  []string       // folders below it that the change is about, ours the first
 	undo    []func() error // what takes back the change so far, last first
 }
 
@@ -64,33 +67,59 @@ func openModules(root kernel.Root, release string) (*modules, error) {
 	if m.tree, err = os.OpenRoot(m.host); err != nil {
 		return nil, err
 	}
-	for _, d := range []string{path.Dir(ourDir), ourDir} {
+	if err := m.use(nil); err != nil {
+		m.tree.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// use makes the folders of rows those that a change is about, beside ours. They may not be
+// links: what lies behind one is not ours.
+func (m *modules) use(rows []Install) error {
+	m.places = []string{ourDir}
+	for _, i := range rows {
+		if place := path.Dir(m.name(i.Path)); !slices.Contains(m.places, place) {
+			m.places = append(m.places, place)
+		}
+	}
+	for _, d := range m.folders() {
 		info, err := m.tree.Lstat(d)
 		if err == nil && !info.IsDir() {
 			err = fmt.Errorf("%s is not a folder", path.Join(m.inside, d))
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			m.tree.Close()
-			return nil, err
+			return err
 		}
 	}
-	return m, nil
+	return nil
+}
+
+// folders are the places and those that they lie in, the outer ones first.
+func (m *modules) folders() (dirs []string) {
+	for _, d := range m.places {
+		for ; d != "."; d = path.Dir(d) {
+			dirs = append(dirs, d)
+		}
+	}
+	slices.Sort(dirs)
+	return slices.Compact(dirs)
 }
 
 func (m *modules) Close() error {
-	if m.ours != nil {
-		m.ours.Close()
+	if m.dir != nil {
+		m.dir.Close()
 	}
 	return m.tree.Close()
 }
 
-// path is a file of our folder as named inside the root; name is the reverse.
-func (m *modules) path(file string) string { return path.Join(m.inside, ourDir, file) }
+// path is a file below the release's folder as named inside the root; name is the reverse.
+func (m *modules) path(name string) string   { return path.Join(m.inside, name) }
+func (m *modules) name(inside string) string { return strings.TrimPrefix(inside, m.inside+"/") }
 
-// digest returns the SHA-256 of a file in our folder and its mtime in ns since 1970:
+// digest returns the SHA-256 of a file below the release's folder and its mtime in ns since 1970:
 // "" when it does not exist, and words that are no digest when it is no regular file.
-func (m *modules) digest(file string) (digest string, mtime int64, err error) {
-	name := path.Join(ourDir, file)
+func (m *modules) digest(name string) (digest string, mtime int64, err error) {
 	info, err := m.tree.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", 0, nil
@@ -98,7 +127,7 @@ func (m *modules) digest(file string) (digest string, mtime int64, err error) {
 		return "", 0, err
 	}
 	if info.IsDir() {
-		return "", 0, fmt.Errorf("%s is a folder", m.path(file))
+		return "", 0, fmt.Errorf("%s is a folder", m.path(name))
 	}
 	if !info.Mode().IsRegular() {
 		return "no regular file", 0, nil
@@ -124,7 +153,7 @@ func digestFile(tree *os.Root, name string) (string, error) {
 // stamp notes in rows the mtime of their files.
 func (m *modules) stamp(rows []Install) error {
 	for i := range rows {
-		info, err := m.tree.Lstat(path.Join(ourDir, path.Base(rows[i].Path)))
+		info, err := m.tree.Lstat(m.name(rows[i].Path))
 		if err != nil {
 			return err
 		}
@@ -154,12 +183,17 @@ func (m *modules) apply(steps []step, blob func(digest string) (io.ReadCloser, e
 			return fmt.Errorf("%s %s: %w", s.action, s.row.Path, err)
 		}
 	}
-	return syncDir(m.tree, ourDir)
+	for _, d := range m.places {
+		if err := syncDir(m.tree, d); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// makeDirs makes updates and updates/kmodctl.
+// makeDirs makes updates and updates/kmodctl, and other folders of the change.
 func (m *modules) makeDirs() error {
-	for _, d := range []string{path.Dir(ourDir), ourDir} {
+	for _, d := range m.folders() {
 		if err := m.tree.Mkdir(d, 0o755); errors.Is(err, fs.ErrExist) {
 			continue
 		} else if err != nil {
@@ -183,7 +217,7 @@ func (m *modules) stage(s step, blob func(string) (io.ReadCloser, error)) error 
 		return err
 	}
 	defer src.Close()
-	name := newName(s.file())
+	name := newName(m.name(s.row.Path))
 	f, err := m.tree.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return bare(err)
@@ -196,7 +230,8 @@ func (m *modules) stage(s step, blob func(string) (io.ReadCloser, error)) error 
 // flip gives a staged file its name, or takes a file's name away. The old file
 // keeps a temporary one, so that the way back needs no space.
 func (m *modules) flip(s step) error {
-	name, fresh, old := path.Join(ourDir, s.file()), newName(s.file()), oldName(s.file())
+	name := m.name(s.row.Path)
+	fresh, old := newName(name), oldName(name)
 	switch s.action {
 	case actInstall:
 		m.undo = append(m.undo, func() error { return m.takeAway(name) })
@@ -251,7 +286,7 @@ func (m *modules) rollBack() error {
 
 // sync makes the names of our files and of the index durable.
 func (m *modules) sync() error {
-	for _, d := range []string{ourDir, path.Dir(ourDir), "."} {
+	for _, d := range append(m.folders(), ".") {
 		if err := ignoreAbsent(syncDir(m.tree, d)); err != nil {
 			return err
 		}
@@ -259,14 +294,14 @@ func (m *modules) sync() error {
 	return nil
 }
 
-// settle makes the change final: the old files go, and our folders when nothing
+// settle makes the change final: the old files go, and its folders when nothing
 // is left in them.
 func (m *modules) settle() error {
 	m.undo = nil
 	if err := m.sweep(); err != nil {
 		return err
 	}
-	for _, d := range []string{ourDir, path.Dir(ourDir)} {
+	for _, d := range slices.Backward(m.folders()) {
 		if err := ignoreAbsent(m.tree.Remove(d)); err != nil && !errors.Is(err, fs.ErrExist) { // it is not empty
 			return err
 		}
@@ -280,11 +315,14 @@ var depmodTemp = regexp.MustCompile(`^modules\.[a-z.]+\.([0-9]+)\.[0-9]+\.[0-9]+
 
 // sweep removes temporary names: ours, and those of a depmod that was killed.
 func (m *modules) sweep() error {
-	ours, err := readNames(m.tree, ourDir)
-	errs := []error{err}
-	for _, name := range ours {
-		if strings.HasPrefix(name, tempName) {
-			errs = append(errs, m.tree.Remove(path.Join(ourDir, name)))
+	var errs []error
+	for _, d := range m.places {
+		names, err := readNames(m.tree, d)
+		errs = append(errs, err)
+		for _, name := range names {
+			if strings.HasPrefix(name, tempName) {
+				errs = append(errs, m.tree.Remove(path.Join(d, name)))
+			}
 		}
 	}
 	index, err := readNames(m.tree, ".")

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path"
 	"slices"
 	"strings"
 
@@ -69,6 +68,10 @@ func (r *Registry) originals(m *modules, target []Install, index map[string]stri
 	if err != nil {
 		return nil, err
 	}
+	rows, err := installRows(r.db, m.release)
+	if err != nil {
+		return nil, err
+	}
 	if index == nil { // depmod knows its own rules best
 		if index, err = m.wouldIndex(m.root); err != nil {
 			return nil, err
@@ -77,12 +80,13 @@ func (r *Registry) originals(m *modules, target []Install, index map[string]stri
 	var out []Original
 	for _, t := range target {
 		file := index[t.Module]
-		if strings.HasPrefix(file, ourDir+"/") {
+		same := func(i Install) bool { return i.Path == m.path(file) }
+		if strings.HasPrefix(file, ourDir+"/") || same(t) || slices.ContainsFunc(rows, same) {
 			i := slices.IndexFunc(known, func(o Original) bool { return o.Module == t.Module })
 			if i < 0 {
 				continue
 			}
-			file = strings.TrimPrefix(known[i].Path, m.inside+"/") // it may have been upgraded since
+			file = m.name(known[i].Path) // it may have been upgraded since
 		}
 		if file == "" {
 			continue
@@ -101,7 +105,7 @@ func (r *Registry) originals(m *modules, target []Install, index map[string]stri
 // original describes a module's file, given below the release's folder. It may be a
 // link to another release's (weak-updates): it is read as modprobe would.
 func (m *modules) original(module, file string) (Original, error) {
-	o := Original{Release: m.release, Module: module, Path: path.Join(m.inside, file)}
+	o := Original{Release: m.release, Module: module, Path: m.path(file)}
 	f, err := m.root.Open(o.Path)
 	if err != nil {
 		return o, err
@@ -133,7 +137,7 @@ func (m *modules) foundAgain() map[string]string {
 		return nil // it is for people only
 	}
 	for name, file := range index {
-		index[name] = path.Join(m.inside, file)
+		index[name] = m.path(file)
 	}
 	return index
 }

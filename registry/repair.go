@@ -103,7 +103,7 @@ func (r *Registry) fromInstalled(ctx context.Context, root kernel.Root, d Drift)
 		if err != nil {
 			continue
 		}
-		got, _, err := m.digest(path.Base(i.Path))
+		got, _, err := m.digest(m.name(i.Path))
 		m.Close()
 		if err == nil && got == d.Digest {
 			return &Remedy{"copy it back from " + i.Path, func() error {
@@ -175,8 +175,11 @@ func (r *Registry) forgetKernel(release string) error {
 	}
 	if m, err := openModules(r.root, release); err == nil {
 		defer m.Close()
+		if err := m.use(rows); err != nil {
+			return err
+		}
 		for _, i := range rows {
-			if err := ignoreAbsent(m.tree.Remove(path.Join(ourDir, path.Base(i.Path)))); err != nil {
+			if err := ignoreAbsent(m.tree.Remove(m.name(i.Path))); err != nil {
 				return bare(err)
 			}
 		}
@@ -206,11 +209,7 @@ func (r *Registry) refresh(release string) error {
 		return err
 	}
 	defer m.Close()
-	ours := map[string]bool{}
-	for _, i := range rows {
-		ours[i.Module] = true
-	}
-	found, err := m.findOriginals(ours)
+	found, err := m.findOriginals(rows)
 	if err != nil {
 		return err
 	}
@@ -225,11 +224,15 @@ func (r *Registry) refresh(release string) error {
 	})
 }
 
-// findOriginals looks for modules of these names outside our folder: of several, one in
+// findOriginals looks for other files of the modules of rows: of several, one in
 // updates wins, as it does for depmod.
-func (m *modules) findOriginals(names map[string]bool) ([]Original, error) {
-	if len(names) == 0 {
+func (m *modules) findOriginals(rows []Install) ([]Original, error) {
+	if len(rows) == 0 {
 		return nil, nil
+	}
+	names, ours := map[string]bool{}, map[string]bool{}
+	for _, i := range rows {
+		names[i.Module], ours[m.name(i.Path)] = true, true
 	}
 	files := map[string]string{}
 	err := fs.WalkDir(m.tree.FS(), ".", func(file string, d fs.DirEntry, err error) error {
@@ -240,7 +243,7 @@ func (m *modules) findOriginals(names map[string]bool) ([]Original, error) {
 			return fs.SkipDir
 		}
 		name := moduleName(file)
-		if names[name] && !d.IsDir() && (files[name] == "" || strings.HasPrefix(file, path.Dir(ourDir)+"/")) {
+		if names[name] && !ours[file] && !d.IsDir() && (files[name] == "" || strings.HasPrefix(file, path.Dir(ourDir)+"/")) {
 			files[name] = file
 		}
 		return nil
@@ -268,6 +271,13 @@ func (r *Registry) sweepModules(release string) error {
 		return err
 	}
 	defer m.Close()
+	rows, err := installRows(r.db, release)
+	if err == nil {
+		err = m.use(rows)
+	}
+	if err != nil {
+		return err
+	}
 	return m.settle()
 }
 

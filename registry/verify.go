@@ -157,7 +157,7 @@ func (r *Registry) readRows() error {
 // agrees makes sure that a row is about a module of its artifact.
 func (i Install) agrees(a Artifact) error {
 	of := func(m Module) bool {
-		return m.Name == i.Module && i.Path == path.Join(modulesPath(i.Release), ourDir, m.File)
+		return m.Name == i.Module && i.Path == path.Join(modulesPath(i.Release), m.name())
 	}
 	if a.Package != i.Package || a.Version != i.Version || a.Release != i.Release || !slices.ContainsFunc(a.Modules, of) {
 		return &DamagedError{dbFile, fmt.Errorf("install row of %s for %s: artifact %s has no such module", i.Module, i.Release, i.Artifact)}
@@ -525,6 +525,10 @@ func compareRelease(root kernel.Root, release string, rows []Install, same func(
 		drifts = append(drifts, Drift{Kind: kind, Object: ObjectInstalled, Release: release, Path: i.Path, Module: i.Module, Package: i.Package, Version: i.Version, Why: why})
 	}
 	m, err := openModules(root, release)
+	if err == nil {
+		defer m.Close()
+		err = m.use(rows)
+	}
 	if errors.Is(err, fs.ErrPermission) {
 		return nil, err
 	} else if err != nil {
@@ -533,8 +537,7 @@ func compareRelease(root kernel.Root, release string, rows []Install, same func(
 		}
 		return drifts, nil
 	}
-	defer m.Close()
-	names, err := readNames(m.tree, ourDir)
+	names, err := m.names()
 	if err != nil || len(names) == 0 && len(rows) == 0 {
 		return nil, err
 	}
@@ -544,8 +547,7 @@ func compareRelease(root kernel.Root, release string, rows []Install, same func(
 	}
 	ours := map[string]bool{}
 	for _, i := range rows {
-		file := path.Base(i.Path)
-		ours[file] = true
+		ours[m.name(i.Path)] = true
 		kind, why := "", ""
 		if !same(m, i) {
 			kind, why = m.judge(i)
@@ -553,7 +555,7 @@ func compareRelease(root kernel.Root, release string, rows []Install, same func(
 		if kind != "" {
 			add(kind, i, why)
 		}
-		if kind != DriftMissing && index[i.Module] != path.Join(ourDir, file) {
+		if kind != DriftMissing && index[i.Module] != m.name(i.Path) {
 			add(DriftUnindexed, i, "modules.dep does not name it")
 		}
 	}
@@ -566,22 +568,39 @@ func compareRelease(root kernel.Root, release string, rows []Install, same func(
 	return drifts, nil
 }
 
+// names lists what is ours by its name, below the release's folder: all in our folder, and temporary names
+// in the others.
+func (m *modules) names() (all []string, err error) {
+	for _, d := range m.places {
+		names, err := readNames(m.tree, d)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			if d == ourDir || strings.HasPrefix(name, tempName) {
+				all = append(all, path.Join(d, name))
+			}
+		}
+	}
+	return all, nil
+}
+
 // unchanged reports whether size and mtime of a row's file are as they were when it was installed.
 func (m *modules) unchanged(i Install) bool {
-	if m.ours == nil {
+	if m.dir == nil {
 		var err error
-		if m.ours, err = m.tree.Open(ourDir); err != nil {
+		if m.dir, err = m.tree.Open("."); err != nil {
 			return false
 		}
 	}
 	var st unix.Stat_t // os.Root's own would make ten thousand objects
-	err := unix.Fstatat(int(m.ours.Fd()), path.Base(i.Path), &st, unix.AT_SYMLINK_NOFOLLOW)
+	err := unix.Fstatat(int(m.dir.Fd()), m.name(i.Path), &st, unix.AT_SYMLINK_NOFOLLOW)
 	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && i.Mtime != 0 && st.Mtim.Nano() == i.Mtime && st.Size == i.Size
 }
 
 // judge reads a row's file: the kind of its drift, "" when it is as it was installed.
 func (m *modules) judge(i Install) (kind, why string) {
-	digest, _, err := m.digest(path.Base(i.Path))
+	digest, _, err := m.digest(m.name(i.Path))
 	switch {
 	case err != nil:
 		return DriftModified, err.Error()
