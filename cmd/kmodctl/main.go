@@ -11,12 +11,14 @@ import (
 	"syscall"
 
 	"kmodctl/build"
+	"kmodctl/internal/dkms"
 	"kmodctl/internal/vm"
 )
 
 func main() {
 	debug.SetGCPercent(400) // a command is short: rather memory than time
 	build.Stage()           // returns unless this process is the isolated child of a build
+	dkms.Stage()            // or the one that evaluates a dkms.conf
 	vm.Main(func() int {
 		ctx, stop := interruptible()
 		defer stop()

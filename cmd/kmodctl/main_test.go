@@ -14,6 +14,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"kmodctl/build"
+	"kmodctl/internal/dkms"
 	"kmodctl/internal/vm"
 )
 
@@ -23,6 +24,7 @@ const guestEnv = "KMODCTL_GUEST_CHECKS"
 
 func TestMain(m *testing.M) {
 	build.Stage()
+	dkms.Stage()
 	vm.Main(func() int {
 		if os.Getenv(guestEnv) != "" {
 			return guestChecks()

@@ -1,0 +1,106 @@
+// Package dkms reads a dkms.conf, which is a program for bash, without bash.
+//
+// Evaluate is the place to start: what a dkms.conf says for one kernel, as plain
+// data. The file is run by an interpreter in a child process of ours that can write
+// nothing, reach no network and start no program but some twenty harmless ones, and that is
+// ended when it takes too long or too much memory. What would not come out as under bash is refused.
+//
+// DKMS itself is the reference: version 3.4, and 3.0.10 where that is what Debian 12 has.
+package dkms
+
+import (
+	"context"
+	"fmt"
+
+	"kmodctl/internal/kernel"
+)
+
+// ConfFile is the name of the file in the folder of a source.
+const ConfFile = "dkms.conf"
+
+// Source is a folder with a dkms.conf.
+type Source struct {
+	Dir  string // as this process opens it; "" when only the text is at hand, and the conf then sees no other file of its source
+	Text []byte // of its dkms.conf
+
+	// As the source is registered; they choose the administrator's files. Empty: what the conf itself says.
+	Name, Version string
+}
+
+// Conf is a dkms.conf as DKMS would read it for one kernel: every directive with its
+// default, MAKE_MATCH and PATCH_MATCH decided.
+type Conf struct {
+	Name    string   `json:"name"`
+	Version string   `json:"version"`
+	Modules []Module `json:"modules,omitempty"` // in the order of BUILT_MODULE_NAME's indexes
+	Make    string   `json:"make,omitempty"`    // for bash; "" is kbuild's own: make -C $kernel_source_dir M=<build folder>
+	Patches []string `json:"patches,omitempty"` // file names below patches/, in order, those that match
+
+	PreBuild    string `json:"pre_build,omitempty"` // a script of the source and its arguments; run in the build folder
+	PostBuild   string `json:"post_build,omitempty"`
+	PostAdd     string `json:"post_add,omitempty"` // run in the source folder, as root
+	PreInstall  string `json:"pre_install,omitempty"`
+	PostInstall string `json:"post_install,omitempty"`
+	PostRemove  string `json:"post_remove,omitempty"`
+
+	AutoInstall    bool     `json:"autoinstall,omitempty"`
+	Depends        []string `json:"depends,omitempty"` // BUILD_DEPENDS: names of packages
+	DependsRebuild bool     `json:"depends_rebuild,omitempty"`
+	NoWeakModules  bool     `json:"no_weak_modules,omitempty"`
+
+	Excluded string   `json:"excluded,omitempty"` // why DKMS would not build for this kernel (exit 77); "" when it would
+	Warnings []string `json:"warnings,omitempty"` // deprecated and misspelt directives, and what the conf wrote to standard error
+}
+
+// Module is one .ko of a Conf.
+type Module struct {
+	Name         string `json:"name"`                    // BUILT_MODULE_NAME, without .ko
+	Location     string `json:"location,omitempty"`      // folder that it is built in, relative to the source; "" is its top
+	Dest         string `json:"dest"`                    // the name that it is installed by
+	DestLocation string `json:"dest_location,omitempty"` // folder below /lib/modules/RELEASE; DestLocation of this package has the distribution's say
+	Strip        bool   `json:"strip,omitempty"`         // strip -g
+	Excluded     string `json:"excluded,omitempty"`      // why this one is not built for this kernel
+}
+
+// Error is a dkms.conf, or a file of /etc/dkms, that cannot be read.
+type Error struct {
+	File   string
+	Line   int // from 1; 0 when the fault is at none
+	Reason string
+}
+
+func (e *Error) Error() string {
+	if e.Line == 0 {
+		return fmt.Sprintf("read %s: %s", e.File, e.Reason)
+	}
+	return fmt.Sprintf("read %s:%d: %s", e.File, e.Line, e.Reason)
+}
+
+// Evaluate reads a dkms.conf and the administrator's files of /etc/dkms that go over
+// it, for one kernel; k needs no headers. An error is an *Error where the fault is the conf's.
+func Evaluate(ctx context.Context, s Source, k kernel.Release) (Conf, error) {
+	frame, err := ReadFramework(ctx, k.Root)
+	if err != nil {
+		return Conf{}, err
+	}
+	m := newMessage(s, k, frame)
+	if s.Name == "" || s.Version == "" {
+		// What the conf says decides which files go over it.
+		r, err := m.run(ctx)
+		if err != nil {
+			return Conf{}, err
+		}
+		if s.Name, s.Version = r.Values.first("PACKAGE_NAME"), r.Values.first("PACKAGE_VERSION"); s.Name == "" || s.Version == "" {
+			return newConf(m, r, k)
+		}
+		m = newMessage(s, k, frame)
+	}
+	if err := m.addOverrides(k); err != nil {
+		return Conf{}, err
+	}
+	r, err := m.run(ctx)
+	if err != nil {
+		return Conf{}, err
+	}
+	return newConf(m, r, k)
+}

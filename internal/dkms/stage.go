@@ -1,0 +1,126 @@
+package dkms
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kmodctl/build"
+)
+
+// stageName is the name by which a process is started as the child that evaluates: by
+// message.run alone, which writes the message to its standard input.
+const stageName = "kmodctl-dkms-stage"
+
+const (
+	timeLimit   = 10 * time.Second
+	memoryLimit = 512 << 20 // bytes, RLIMIT_DATA
+	replyLimit  = 8 << 20   // bytes
+)
+
+// Stage must be called at the begin of main, and of TestMain in tests that evaluate. In an ordinary
+// process it returns at once. In the child that Evaluate starts it gives up all rights, evaluates and
+// writes what came out to standard output; then it never returns.
+func Stage() {
+	if os.Args[0] != stageName || len(os.Args) != 1 {
+		return
+	}
+	var m message
+	err := json.NewDecoder(os.Stdin).Decode(&m)
+	if err == nil {
+		err = m.confine()
+	}
+	var r *reply
+	if err == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), timeLimit)
+		defer cancel()
+		r, err = m.evaluate(ctx)
+	}
+	var bad *Error
+	switch {
+	case errors.As(err, &bad):
+		r = &reply{Fault: bad}
+	case err != nil:
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(r); err != nil {
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// run has the child evaluate the message.
+func (m *message) run(ctx context.Context) (*reply, error) {
+	m.UID, m.GID, m.Drop = build.User()
+	text, err := json.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	// The child is told by a signal when the thread that started it ends (PR_SET_PDEATHSIG).
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	ctx, cancel := context.WithTimeout(ctx, timeLimit+5*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Args = []string{stageName}
+	cmd.Env = []string{}
+	cmd.Dir = "/"
+	cmd.Stdin = bytes.NewReader(text)
+	out, said := &limited{left: replyLimit}, &limited{left: 4 << 10}
+	cmd.Stdout, cmd.Stderr = out, said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	err = cmd.Run()
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return nil, cause
+	}
+	if err != nil {
+		first, _, _ := strings.Cut(said.String(), "\n")
+		if strings.Contains(said.String(), "out of memory") || strings.Contains(said.String(), "cannot allocate memory") || strings.Contains(said.String(), "stack exceeds") {
+			return nil, &Error{m.Files[0].Name, 0, fmt.Sprintf("it needs more than %d MiB of memory: look for an endless loop in it", memoryLimit>>20)}
+		}
+		return nil, fmt.Errorf("evaluate %s: %w: %s", m.Files[0].Name, err, first)
+	}
+	var r reply
+	if err := json.Unmarshal([]byte(out.String()), &r); err != nil {
+		return nil, fmt.Errorf("evaluate %s: %w", m.Files[0].Name, err)
+	}
+	if r.Fault != nil {
+		return nil, r.Fault
+	}
+	return &r, nil
+}
+
+// confine takes from this process what evaluating does not need.
+func (m *message) confine() error {
+	unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC)
+	debug.SetGCPercent(100)
+	debug.SetMaxStack(64 << 20)
+	for _, l := range []struct {
+		resource int
+		max      uint64
+	}{{unix.RLIMIT_DATA, memoryLimit}, {unix.RLIMIT_FSIZE, 0}, {unix.RLIMIT_CORE, 0}, {unix.RLIMIT_NOFILE, 256}, {unix.RLIMIT_CPU, uint64(timeLimit/time.Second) * 2}} {
+		if err := unix.Setrlimit(l.resource, &unix.Rlimit{Cur: l.max, Max: l.max}); err != nil {
+			return err
+		}
+	}
+	if m.Drop {
+		if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(m.GID), syscall.Setuid(m.UID)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
