@@ -121,6 +121,9 @@ func (r *run) look(ctx context.Context) error {
 // at all of it, as C=2 would.
 func (r *run) checker() (commands [][]string, err error) {
 	refuse := func(why string) ([][]string, error) { return nil, &CheckError{r.check.Tool, r.Kernel.Name, why} }
+	if d := r.Manifest.DKMS; d != nil && d.Make+d.PreBuild != "" {
+		return refuse("its dkms.conf has a MAKE or a PRE_BUILD of its own")
+	}
 	argv := r.kbuild()
 	if len(r.Manifest.Build.Needs) > 0 {
 		argv = append(argv, "KBUILD_MODPOST_WARN=1") // what those export is not here: nothing will be loaded

@@ -20,6 +20,7 @@ type DKMS struct {
 	PreBuild  string `json:"pre_build,omitempty"`  // a script of the source and its arguments, split at blanks; run after the patches
 	PostBuild string `json:"post_build,omitempty"` // the same, run when the modules have been taken
 	Excluded  string `json:"-"`                    // why it is not for that kernel; "" when it is
+	Manual    bool   `json:"-"`                    // it is built when it is asked for by name, and not when a kernel comes
 }
 
 // The places of DKMS's defaults, dkms_tree and source_tree of its framework.conf.

@@ -3,6 +3,7 @@ package registry
 import (
 	"database/sql"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,15 @@ type fileAnswer struct {
 // Module.symvers its digest. what names the question. A writer keeps the answer; a reader, who cannot, asks
 // each time that no writer has.
 func (r *Registry) FileFact(path, what string, ask func(path string) (string, error)) (string, error) {
+	return r.FileFactOf(path, what, "", ask)
+}
+
+// ConfFact is the question what a source's dkms.conf says for the kernel whose configuration the file is.
+func ConfFact(src Source) string { return "conf " + src.Name + "@" + src.Version }
+
+// FileFactOf is FileFact of an answer that depends on more than the file: it counts as long as given, a digest of
+// all else, is the same too.
+func (r *Registry) FileFactOf(path, what, given string, ask func(path string) (string, error)) (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.readFacts(); err != nil {
@@ -45,7 +55,9 @@ func (r *Registry) FileFact(path, what string, ask func(path string) (string, er
 	}
 	key := fileFact{path, what}
 	if known := r.facts[key]; known.fileState == now {
-		return known.answer, nil
+		if answer, same := strings.CutPrefix(known.answer, given); same {
+			return answer, nil
+		}
 	}
 	answer, err := ask(path)
 	if err != nil {
@@ -59,11 +71,11 @@ func (r *Registry) FileFact(path, what string, ask func(path string) (string, er
 	}
 	err = r.write(func(tx *sql.Tx) error {
 		_, err := tx.Exec(`INSERT OR REPLACE INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-			path, what, now.dev, now.inode, now.size, now.mtime, now.ctime, answer)
+			path, what, now.dev, now.inode, now.size, now.mtime, now.ctime, given+answer)
 		return err
 	})
 	if err == nil { // else it is asked again: no full disk stands between a user and an answer
-		r.facts[key] = fileAnswer{now, answer}
+		r.facts[key] = fileAnswer{now, given + answer}
 	}
 	return answer, nil
 }

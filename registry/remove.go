@@ -151,6 +151,7 @@ func removeSource(tx *sql.Tx, name, version string) (blobs []string, err error) 
 		`DELETE FROM pin WHERE package = ? AND version = ?`,
 		deleteRemoval,
 		`DELETE FROM source WHERE name = ? AND version = ?`,
+		`DELETE FROM file WHERE what = 'conf ' || ? || '@' || ?`, // ConfFact
 	} {
 		if _, err := tx.Exec(statement, name, version); err != nil {
 			return nil, err

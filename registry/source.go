@@ -44,9 +44,8 @@ type File struct {
 // manifest is the text of a file at the top of dir, as the caller read it; when
 // that file has another text now, the error says so.
 //
-// Left out are version control (.git, .svn, .hg) and what kbuild makes. A
-// symbolic link out of dir, a device, a socket, a pipe or a file above 1 GiB is an
-// error.
+// Left out are version control (.git, .svn, .hg), what kbuild makes, and symbolic links out of dir. A
+// device, a socket, a pipe or a file above 1 GiB is an error.
 func (r *Registry) AddSource(ctx context.Context, dir, name, version, manifest string) (src Source, changed bool, err error) {
 	if src, changed, err = r.addSource(ctx, dir, name, version, manifest); err != nil {
 		return Source{}, false, fmt.Errorf("add %s@%s: %w", name, version, err)

@@ -74,6 +74,7 @@ func listTree(root *os.Root, folder string, paths *[]string) error {
 		p := path.Join(folder, e.Name())
 		switch {
 		case leftOut(e.Name(), names):
+		case e.Type() == fs.ModeSymlink && leadsOut(root, p):
 		case e.IsDir():
 			if err := listTree(root, p, paths); err != nil {
 				return err
@@ -142,21 +143,26 @@ func archiveFile(ctx context.Context, root *os.Root, p string, tw *tar.Writer) (
 	return file, nil
 }
 
+// leadsOut reports whether a link leads out of the tree. Packages for DKMS have such links, to their documentation; of a
+// source with a kmod.toml they are refused before (build.CheckSource).
+func leadsOut(root *os.Root, p string) bool {
+	target, err := root.Readlink(p)
+	if err != nil || path.IsAbs(target) || !filepath.IsLocal(path.Join(path.Dir(p), target)) {
+		return err == nil
+	}
+	// This follows the links on the way, too. A link to something that is yet to be made is fine.
+	_, err = root.Stat(p)
+	return err != nil && !errors.Is(err, fs.ErrNotExist)
+}
+
 // archiveLink keeps a symbolic link that stays in the tree, as it is.
 func archiveLink(root *os.Root, p string, tw *tar.Writer) (File, error) {
 	target, err := root.Readlink(p)
+	if err == nil && leadsOut(root, p) { // by now
+		err = fmt.Errorf("link %s leads out of the source: %s", p, target)
+	}
 	if err != nil {
 		return File{}, err
-	}
-	// The second test follows the links on the way, which the first cannot. A
-	// link to something that is yet to be made is fine.
-	inside := !path.IsAbs(target) && filepath.IsLocal(path.Join(path.Dir(p), target))
-	if inside {
-		_, err := root.Stat(p)
-		inside = err == nil || errors.Is(err, fs.ErrNotExist)
-	}
-	if !inside {
-		return File{}, fmt.Errorf("link %s leads out of the source: %s", p, target)
 	}
 	file := File{Path: p, Mode: 0o777, Link: target}
 	if err := tw.WriteHeader(fileHeader(file)); err != nil {

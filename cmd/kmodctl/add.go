@@ -7,7 +7,6 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"kmodctl/build"
 	"kmodctl/registry"
 )
 
@@ -16,7 +15,7 @@ func cmdAdd(e *env) *cli.Command {
 		Name:      "add",
 		Usage:     "copy a module's source into the registry",
 		ArgsUsage: "DIR",
-		Description: examples("The folder must hold a kmod.toml. The registry keeps a copy: the folder may vanish, and\n"+
+		Description: examples("The folder must hold a kmod.toml, or else a dkms.conf. The registry keeps a copy: the folder may vanish, and\n"+
 			"what is changed in it later is built only after it was added again.",
 			"kmodctl add ./hello", "kmodctl add /usr/src/acme-wifi-2.1"),
 		Action: func(c *cli.Context) error {
@@ -24,7 +23,7 @@ func cmdAdd(e *env) *cli.Command {
 			if err != nil {
 				return err
 			}
-			if _, err := build.CheckSource(dir); err != nil {
+			if err := e.checkFolder(c.Context, dir); err != nil {
 				return err
 			}
 			reg, err := e.open(c.Context, "add "+dir)

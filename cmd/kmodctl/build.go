@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -88,7 +87,7 @@ type buildOptions struct {
 }
 
 func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
-	if err := checkFolders(args); err != nil {
+	if err := e.checkFolders(ctx, args); err != nil {
 		return err
 	}
 	given, err := openHeaders(o.headers)
@@ -131,7 +130,7 @@ func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
 	if err != nil {
 		return err
 	}
-	sources = j.withNeeds(sources)
+	sources = j.withNeeds(sources, kernels)
 	j.given = map[string]registry.Source{}
 	for _, src := range sources {
 		j.given[src.Name] = src
@@ -143,6 +142,9 @@ func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
 	steps, err := j.plan(choices)
 	if err != nil {
 		return err
+	}
+	if len(args) == 0 {
+		onlyAutomatic(steps)
 	}
 	if err := j.planReuse(choices, steps); err != nil {
 		return err
@@ -175,13 +177,13 @@ func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
 }
 
 // checkFolders checks every folder among the arguments before anything is begun.
-func checkFolders(args []string) error {
+func (e *env) checkFolders(ctx context.Context, args []string) error {
 	for _, arg := range args {
 		if arg == "" {
 			return usagef("build: an argument is empty: give the NAME of a package, or a folder")
 		}
 		if isPath(arg) {
-			if _, err := build.CheckSource(arg); err != nil {
+			if err := e.checkFolder(ctx, arg); err != nil {
 				return err
 			}
 		}
@@ -352,20 +354,15 @@ func (j *job) add(ctx context.Context, dir string) (registry.Source, error) {
 	}
 	// The lock may have been waited for: what counts is the manifest as it is now,
 	// and AddSource refuses one that is not the archive's.
-	file := filepath.Join(dir, build.ManifestFile)
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return registry.Source{}, err
-	}
-	m, err := build.ParseManifest(file, text)
+	text, name, version, err := j.identify(ctx, dir)
 	if err != nil {
 		return registry.Source{}, err
 	}
 	if j.dryRun {
 		digest, files, err := registry.Digest(ctx, dir)
-		return registry.Source{Name: m.Name, Version: m.Version, Digest: digest, Origin: dir, Manifest: string(text), Files: files}, err
+		return registry.Source{Name: name, Version: version, Digest: digest, Origin: dir, Manifest: text, Files: files}, err
 	}
-	src, changed, err := j.reg.AddSource(ctx, dir, m.Name, m.Version, string(text))
+	src, changed, err := j.reg.AddSource(ctx, dir, name, version, text)
 	if err != nil {
 		return src, err
 	}

@@ -51,7 +51,7 @@ func (e *env) check(ctx context.Context, args []string, o buildOptions, c build.
 	case len(args) == 0:
 		return usagef("build --check and -W take folders or packages")
 	}
-	if err := checkFolders(args); err != nil {
+	if err := e.checkFolders(ctx, args); err != nil {
 		return err
 	}
 	kernels, _, err := e.buildable(o.releases)
@@ -81,11 +81,12 @@ func (e *env) check(ctx context.Context, args []string, o buildOptions, c build.
 		if err != nil {
 			return err
 		}
-		m, err := manifestOf(s.Source)
-		if err != nil {
-			return err
-		}
+		manifest := (&job{env: e, reg: s.reg}).manifests(s.Source)
 		for _, k := range kernels {
+			m, err := manifest(k)
+			if err != nil {
+				return err
+			}
 			step := j.planner.Decide(m, s.Digest, k, nil, build.Made{})
 			look := checkStep{Package: s.Name, Version: s.Version, Release: k.Name, Findings: []build.Finding{}}
 			switch {

@@ -71,7 +71,6 @@ func exitCode(err error) int {
 		noModule *loader.NotFoundError
 		kbuild   *build.Error
 		needs    *needsError
-		other    *wrongKernel
 		refused  *loader.KernelError
 		inUse    *loader.InUseError
 		guest    guestFailed
@@ -95,7 +94,7 @@ func exitCode(err error) int {
 		return exitNotFound
 	case errors.As(err, &busy):
 		return exitBusy
-	case errors.As(err, &kbuild), errors.As(err, &program), errors.As(err, &needs), errors.As(err, &other):
+	case errors.As(err, &kbuild), errors.As(err, &program), errors.As(err, &needs):
 		return exitBuild
 	case errors.As(err, &guest):
 		return guest.code

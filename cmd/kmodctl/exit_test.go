@@ -68,7 +68,6 @@ func TestHints(t *testing.T) {
 		{&kernel.NotFoundError{Name: "6.1"}, "kmodctl kernels"},
 		{&build.ManifestError{}, "docs/manifest.md"},
 		{&configError{}, "docs/config.md"},
-		{&wrongKernel{}, "not that of uname -r"},
 		{&build.Error{Package: "hello", Release: "6.1.0"}, "kmodctl log hello -k 6.1.0"},
 		{&build.Error{Package: "hello", Release: "6.1.0", Err: &build.TimeLimitError{Limit: time.Hour}}, "kmodctl build hello -k 6.1.0 --time-limit 2h0m0s"},
 		{unlogged{&build.Error{}}, "with -v prints"},

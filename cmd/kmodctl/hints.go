@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kmodctl/build"
+	"kmodctl/internal/dkms"
 	"kmodctl/internal/kernel"
 	"kmodctl/internal/vm"
 	"kmodctl/loader"
@@ -101,7 +102,6 @@ func hints(err error) []string {
 		exit     *exec.Error
 		needs    *needsError
 		conf     *configError
-		other    *wrongKernel
 
 		uncheckable *build.CheckError
 	)
@@ -135,8 +135,6 @@ func hints(err error) []string {
 		return missing.remedies()
 	case errors.As(err, &conf):
 		return []string{"docs/config.md lists every key"}
-	case errors.As(err, &other):
-		return []string{"a Makefile that takes the build tree it is given, not that of uname -r: make -C {build_tree} M=... calls it with obj-m alone"}
 	case errors.As(err, &manifest):
 		return []string{"docs/manifest.md lists every key; kmodctl new NAME writes a manifest that works"}
 	case errors.As(err, &refused): // before the errnos, which mean other things here
@@ -246,8 +244,9 @@ func buildHints(err error) []string {
 
 // isFolder reports whether a folder of that name holds a manifest.
 func isFolder(name string) bool {
-	_, err := os.Stat(filepath.Join(name, build.ManifestFile))
-	return err == nil
+	_, toml := os.Stat(filepath.Join(name, build.ManifestFile))
+	_, conf := os.Stat(filepath.Join(name, dkms.ConfFile))
+	return toml == nil || conf == nil
 }
 
 // nearest are names that may have been meant.

@@ -21,7 +21,7 @@ type job struct {
 	willBe map[target]bool  // in a dry run, what would be built
 
 	reused map[target]registry.Artifact // what is reused, of another kernel
-	force  bool             // shadow newer modules too
+	force  bool                         // shadow newer modules too
 
 	jobs    *build.Jobserver // of the builds that go on; nil is one compiler at a time
 	options buildOptions     // of the command build; none for the others
@@ -38,6 +38,7 @@ type job struct {
 	headers  []string                   // names of what the kernels' headers were given by; none when they are installed
 	given    map[string]registry.Source // what the command is about, by name
 	folders  map[string]string          // folders inside the root: their host paths
+	confs    confs                      // of sources that have a dkms.conf
 	weaker   sync.Once                  // to tell that builds are not isolated as well as can be
 }
 
@@ -234,11 +235,12 @@ func (j *job) plan(choices []choice) ([]build.Step, error) {
 	var steps []build.Step
 	for _, c := range choices {
 		steps = slices.Grow(steps, len(c.kernels))
-		m, unfit := manifestOf(c.Source)
-		if c.Digest == "" {
-			unfit = &registry.NotFoundError{Name: c.Name, Version: c.Version}
-		}
+		manifest := j.manifests(c.Source)
 		for _, k := range c.kernels {
+			m, unfit := manifest(k)
+			if c.Digest == "" {
+				unfit = &registry.NotFoundError{Name: c.Name, Version: c.Version}
+			}
 			step, err := j.step(c.Source, m, unfit, k)
 			if err != nil {
 				return nil, err
@@ -286,11 +288,6 @@ func (j *job) decide(src registry.Source, m *build.Manifest, k kernel.Release, m
 		}
 	}
 	return step, nil
-}
-
-// manifestOf reads the manifest of a source as the registry has it.
-func manifestOf(src registry.Source) (*build.Manifest, error) {
-	return build.ParseManifest(src.Name+"@"+src.Version+"/"+build.ManifestFile, []byte(src.Manifest))
 }
 
 // pinnedBuild is the reason of a step that a pin of one artifact makes needless.

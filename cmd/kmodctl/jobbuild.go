@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"kmodctl/build"
@@ -286,8 +285,15 @@ func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, wo
 	if err != nil {
 		return p, fmt.Errorf("build %s for %s: %w", s.Package, s.Release, err)
 	}
+	var pristine string
+	if s.Manifest.DKMS != nil {
+		pristine = filepath.Join(work, "pristine")
+		if err := errors.Join(os.Mkdir(pristine, 0o755), j.reg.Extract(src, pristine)); err != nil {
+			return p, err
+		}
+	}
 	built, isolation, err := build.Run(ctx, build.Job{
-		Manifest: s.Manifest, Kernel: s.Kernel, Source: source, Symvers: symvers,
+		Manifest: s.Manifest, Kernel: s.Kernel, Source: source, Pristine: pristine, Symvers: symvers,
 		Toolchain: s.Toolchain, Log: log, Jobserver: j.jobs, At: at, TimeLimit: j.options.timeLimit, Nice: j.options.nice,
 	})
 	if err != nil {
@@ -298,7 +304,7 @@ func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, wo
 	for _, b := range built {
 		m, file, err := take(source, b, work)
 		if err == nil {
-			err = madeFor(m, s)
+			err = forKernel(m, s)
 		}
 		if err != nil {
 			return p, err
@@ -340,27 +346,11 @@ func take(source string, b build.Built, work string) (m registry.Module, file st
 		return m, "", err
 	}
 	m = moduleFacts(info)
-	m.File = filepath.Base(b.File)
-	return m, file, nil
-}
-
-// wrongKernel is a module that a build for one kernel made for another.
-type wrongKernel struct {
-	step build.Step
-	file string
-	of   string // the release in its vermagic
-}
-
-func (w *wrongKernel) Error() string {
-	return fmt.Sprintf("build %s for %s: %s is made for %s", w.step.Package, w.step.Release, w.file, w.of)
-}
-
-// madeFor refuses a module whose Makefile looked elsewhere than at the build tree that it was given.
-func madeFor(m registry.Module, s build.Step) error {
-	if of, _, _ := strings.Cut(m.Vermagic, " "); of != s.Release {
-		return &wrongKernel{s, m.File, of}
+	m.File, m.Place = b.As, b.Place
+	if b.Place != "" { // of a dkms.conf, which may rename a module
+		m.Name = b.Name
 	}
-	return nil
+	return m, file, nil
 }
 
 // moduleFacts is what the registry keeps of what a .ko says of itself.

@@ -209,7 +209,7 @@ func (j *job) inPlace(art registry.Artifact, rows []registry.Install) bool {
 		if err != nil || file.Size() != i.Size {
 			return false
 		}
-		index, err := os.Stat(filepath.Join(dir, "../../modules.dep"))
+		index, err := os.Stat(filepath.Join(j.folder("/lib/modules/"+art.Release), "modules.dep"))
 		if err != nil || index.ModTime().Before(file.ModTime()) {
 			return false
 		}

@@ -25,19 +25,22 @@ type needsError struct {
 func (n *needsError) Error() string { return fmt.Sprintf("it needs the package %s: %v", n.name, n.why) }
 func (n *needsError) Unwrap() error { return n.why }
 
-// withNeeds adds what sources need to be built with.
-func (j *job) withNeeds(sources []registry.Source) []registry.Source {
+// withNeeds adds what sources need to be built with for some kernels.
+func (j *job) withNeeds(sources []registry.Source, kernels []kernel.Release) []registry.Source {
 	for i := 0; i < len(sources); i++ {
-		m, err := manifestOf(sources[i])
-		if err != nil {
-			continue // its step says so
-		}
-		for _, name := range m.Build.Needs {
-			if slices.ContainsFunc(sources, func(s registry.Source) bool { return s.Name == name }) {
-				continue
+		manifest := j.manifests(sources[i])
+		for _, k := range kernels {
+			m, err := manifest(k)
+			if err != nil {
+				continue // its step says so
 			}
-			if src, err := j.reg.Source(name, ""); err == nil {
-				sources = append(sources, src)
+			for _, name := range m.Build.Needs {
+				if slices.ContainsFunc(sources, func(s registry.Source) bool { return s.Name == name }) {
+					continue
+				}
+				if src, err := j.reg.Source(name, ""); err == nil {
+					sources = append(sources, src)
+				}
 			}
 		}
 	}
@@ -46,12 +49,12 @@ func (j *job) withNeeds(sources []registry.Source) []registry.Source {
 
 // needed is the version of a package that others are built with on a kernel: the one that
 // the command is about, the pinned one, else the newest.
-func (j *job) needed(name, release string) (registry.Source, *build.Manifest, error) {
+func (j *job) needed(name string, k kernel.Release) (registry.Source, *build.Manifest, error) {
 	if err := j.know(); err != nil {
 		return registry.Source{}, nil, err
 	}
 	src, given := j.given[name]
-	if p, ok := j.pins.For(name, release); ok && !j.named[name] {
+	if p, ok := j.pins.For(name, k.Name); ok && !j.named[name] {
 		given, src.Version = false, p.Version
 	}
 	if !given {
@@ -60,7 +63,7 @@ func (j *job) needed(name, release string) (registry.Source, *build.Manifest, er
 			return src, nil, err
 		}
 	}
-	m, err := manifestOf(src)
+	m, err := j.manifests(src)(k)
 	return src, m, err
 }
 
@@ -68,11 +71,11 @@ func (j *job) needed(name, release string) (registry.Source, *build.Manifest, er
 // hash of its own, since equal inputs make equal exports. lack tells of one that cannot be had.
 func (j *job) needs(m *build.Manifest, k kernel.Release) (in []build.Input, lack *needsError, err error) {
 	for _, name := range m.Build.Needs {
-		src, its, err := j.needed(name, k.Name)
+		src, its, err := j.needed(name, k)
 		if err != nil {
 			return nil, &needsError{name: name, why: err}, nil
 		}
-		if j.reaches(its, m.Name, k.Name, map[string]bool{}) {
+		if j.reaches(its, m.Name, k, map[string]bool{}) {
 			return nil, &needsError{name: name, why: fmt.Errorf("which needs %s", m.Name)}, nil
 		}
 		step, err := j.step(src, its, nil, k)
@@ -90,7 +93,7 @@ func (j *job) needs(m *build.Manifest, k kernel.Release) (in []build.Input, lack
 }
 
 // reaches reports whether what m needs, and what that needs, comes to name.
-func (j *job) reaches(m *build.Manifest, name, release string, seen map[string]bool) bool {
+func (j *job) reaches(m *build.Manifest, name string, k kernel.Release, seen map[string]bool) bool {
 	for _, next := range m.Build.Needs {
 		if next == name {
 			return true
@@ -99,7 +102,7 @@ func (j *job) reaches(m *build.Manifest, name, release string, seen map[string]b
 			continue
 		}
 		seen[next] = true
-		if _, its, err := j.needed(next, release); err == nil && j.reaches(its, name, release, seen) {
+		if _, its, err := j.needed(next, k); err == nil && j.reaches(its, name, k, seen) {
 			return true
 		}
 	}
@@ -135,7 +138,7 @@ func (j *job) writeSymvers(dir string, s build.Step) (files []string, err error)
 
 // symvers is what the artifact of a package exports: the one that a step's inputs speak of.
 func (j *job) symvers(name string, s build.Step) (string, error) {
-	src, _, err := j.needed(name, s.Release)
+	src, _, err := j.needed(name, s.Kernel)
 	if err != nil {
 		return "", err
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"kmodctl/build"
+	"kmodctl/internal/dkms"
 	"kmodctl/internal/kernel"
 	"kmodctl/registry"
 )
@@ -122,7 +123,7 @@ func (r *repairer) rebuild(ctx context.Context, d registry.Drift) (*registry.Reg
 		return nil, err
 	}
 	end := r.err.show("make the database anew")
-	told, err := registry.Rebuild(ctx, dir, r.root, r.writerOptions("repair"), readManifest)
+	told, err := registry.Rebuild(ctx, dir, r.root, r.writerOptions("repair"), r.readManifest)
 	end()
 	if err != nil {
 		return nil, err
@@ -133,11 +134,14 @@ func (r *repairer) rebuild(ctx context.Context, d registry.Drift) (*registry.Reg
 	return r.writer(ctx, "repair")
 }
 
-// readManifest finds kmod.toml among the files at the top of a source.
-func readManifest(top map[string]string) (text, name, version string, err error) {
+// readManifest finds kmod.toml, or else dkms.conf, among the files at the top of a source.
+func (r *repairer) readManifest(top map[string]string) (text, name, version string, err error) {
 	text, ok := top[build.ManifestFile]
-	if !ok {
-		return "", "", "", fmt.Errorf("no %s is in the source", build.ManifestFile)
+	if conf, other := top[dkms.ConfFile]; !ok && other {
+		c, err := dkms.Evaluate(context.Background(), dkms.Source{Text: []byte(conf)}, r.anyKernel())
+		return conf, c.Name, c.Version, err
+	} else if !ok {
+		return "", "", "", fmt.Errorf("neither %s nor %s is in the source", build.ManifestFile, dkms.ConfFile)
 	}
 	m, err := build.ParseManifest(build.ManifestFile, []byte(text))
 	if err != nil {
@@ -314,7 +318,7 @@ func (r *repairer) buildAgain(ctx context.Context, d registry.Drift) (made regis
 	if err != nil {
 		return made, err
 	}
-	m, err := manifestOf(src)
+	m, err := r.manifests(src)(k)
 	if err != nil {
 		return made, err
 	}

@@ -201,13 +201,13 @@ func (j *job) again(art registry.Artifact, kernels []kernel.Release) (rebuild, e
 	} else if err != nil {
 		return r, err
 	}
-	m, err := manifestOf(r.source)
-	if err != nil {
-		return not(err.Error())
-	}
 	i := slices.IndexFunc(kernels, func(k kernel.Release) bool { return k.Name == art.Release })
 	if i < 0 {
 		return not("this machine has no kernel " + art.Release)
+	}
+	m, err := j.manifests(r.source)(kernels[i])
+	if err != nil {
+		return not(err.Error())
 	}
 	r.step, err = j.decide(r.source, m, kernels[i], build.Made{Hash: art.InputHash, Inputs: func() ([]build.Input, error) {
 		return buildInputs(art.Inputs), nil

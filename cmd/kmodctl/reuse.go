@@ -39,11 +39,7 @@ func (j *job) planReuse(choices []choice, steps []build.Step) error {
 		if s.Action != build.ActionBuild && s.Action != build.ActionCurrent || s.Reason == pinnedBuild {
 			continue
 		}
-		src := sourceOf(choices, *s)
-		m, err := manifestOf(src)
-		if err != nil {
-			return err
-		}
+		src, m := sourceOf(choices, *s), s.Manifest
 		wished := conf.reuses(m.Name, m.Build.Reuse)
 		if s.Action == build.ActionCurrent {
 			if err := r.rebuildUnwished(s, src, m, wished && !m.Required); err != nil {
@@ -97,7 +93,7 @@ func (r *reuser) find(s *build.Step, src registry.Source, m *build.Manifest) err
 	slices.SortFunc(others, func(a, b registry.Artifact) int { return kernel.Compare(b.Release, a.Release) })
 	s.PassedOver = "there is no build for another release of this flavour"
 	for i, a := range others {
-		why, art, err := r.fits(a.Digest, *s, src, m)
+		why, art, err := r.fits(a.Digest, *s, src)
 		if err != nil {
 			return err
 		}
@@ -114,7 +110,7 @@ func (r *reuser) find(s *build.Step, src registry.Source, m *build.Manifest) err
 }
 
 // fits says why an artifact does not serve in the place of a build, "" when it does.
-func (r *reuser) fits(digest string, s build.Step, src registry.Source, m *build.Manifest) (why string, art registry.Artifact, err error) {
+func (r *reuser) fits(digest string, s build.Step, src registry.Source) (why string, art registry.Artifact, err error) {
 	art, ok, err := r.reg.ArtifactByDigest(digest)
 	if err != nil || !ok {
 		return "it is gone", art, err
@@ -124,7 +120,7 @@ func (r *reuser) fits(digest string, s build.Step, src registry.Source, m *build
 	if len(other) > 0 {
 		return strings.Join(other, ", ") + " changed", art, nil
 	}
-	c, why, err := r.comparison(art, s, src, m)
+	c, why, err := r.comparison(art, s, src)
 	if err != nil || why != "" {
 		return why, art, err
 	}
@@ -147,7 +143,7 @@ func (r *reuser) fits(digest string, s build.Step, src registry.Source, m *build
 }
 
 // comparison is of the kernel of an artifact, as it is today, with that of a step.
-func (r *reuser) comparison(art registry.Artifact, s build.Step, src registry.Source, m *build.Manifest) (c *kabi.Comparison, why string, err error) {
+func (r *reuser) comparison(art registry.Artifact, s build.Step, src registry.Source) (c *kabi.Comparison, why string, err error) {
 	key := [2]string{art.Release, s.Release}
 	old, err := kernel.Get(r.root, art.Release)
 	if gone := (*kernel.NotFoundError)(nil); errors.As(err, &gone) || err == nil && old.Tree == nil {
@@ -155,7 +151,8 @@ func (r *reuser) comparison(art registry.Artifact, s build.Step, src registry.So
 	} else if err != nil {
 		return nil, "", err
 	}
-	now, err := r.step(src, m, nil, old)
+	m, unfit := r.manifests(src)(old)
+	now, err := r.step(src, m, unfit, old)
 	if err != nil {
 		return nil, "", err
 	}
