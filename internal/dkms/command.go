@@ -126,7 +126,7 @@ func (s *shell) exec(ctx context.Context, args []string) error {
 	if c.own != nil {
 		return c.own(s, args[1:], hc.Stdout)
 	}
-	if s.commands++; s.commands > maxCommands {
+	if s.commands.Add(1) > maxCommands {
 		return &Error{"", int(hc.Pos.Line()), fmt.Sprintf("it runs more than %d commands: look for an endless loop in it", maxCommands)}
 	}
 	return s.program(ctx, c, args)

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"mvdan.cc/sh/v3/expand"
 	"mvdan.cc/sh/v3/interp"
@@ -21,7 +23,7 @@ type shell struct {
 	*message
 	values   values
 	stderr   limited
-	commands int // started so far
+	commands atomic.Int32 // started so far
 }
 
 // evaluate reads all files as DKMS does: each twice. First it runs the file in a subshell and prints the variables
@@ -81,7 +83,7 @@ func (s *shell) first(ctx context.Context, f file, program *syntax.File) ([]prin
 	vars := maps.Clone(r.Vars)
 	for _, name := range s.Names {
 		for _, i := range indexes(vars[name]) {
-			out = limited{left: 1 << 20}
+			out.reset(1 << 20)
 			// As DKMS does it: unquoted, so that the value is split at blanks, its wildcards are filled in, and echo joins it.
 			command := fmt.Sprintf(`echo %s[%d]=\"${%s[%d]%%$'\r'}\"`, name, i, name, i)
 			program, err := parse(command, f.Name)
@@ -208,7 +210,7 @@ func (s *shell) run(ctx context.Context, r *interp.Runner, program *syntax.File,
 	var bad *Error
 	switch {
 	case ctx.Err() != nil:
-		return &Error{name, 0, fmt.Sprintf("it was not done after %v: look for an endless loop in it", timeLimit)}
+		return &Error{name, 0, tooLong}
 	case err == nil, errors.As(err, &status):
 		return nil
 	case errors.As(err, &bad):
@@ -220,15 +222,24 @@ func (s *shell) run(ctx context.Context, r *interp.Runner, program *syntax.File,
 	return &Error{name, 0, err.Error()}
 }
 
-// limited keeps what is written to it, up to a number of bytes.
+// limited keeps what is written to it, up to a number of bytes; the commands of a pipe write at once.
 type limited struct {
+	lock sync.Mutex
 	text strings.Builder
 	left int
 }
 
 func (l *limited) String() string { return l.text.String() }
 
+// reset empties it for other bytes.
+func (l *limited) reset(left int) {
+	l.text.Reset()
+	l.left = left
+}
+
 func (l *limited) Write(p []byte) (int, error) {
+	l.lock.Lock()
+	defer l.lock.Unlock()
 	n := min(len(p), l.left)
 	l.left -= n
 	l.text.Write(p[:n])

@@ -9,12 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"kmodctl/build"
 )
@@ -28,6 +25,8 @@ const (
 	memoryLimit = 512 << 20 // bytes, RLIMIT_DATA
 	replyLimit  = 8 << 20   // bytes
 )
+
+var tooLong = fmt.Sprintf("it was not done after %v: look for an endless loop in it", timeLimit)
 
 // Stage must be called at the begin of main, and of TestMain in tests that evaluate. In an ordinary
 // process it returns at once. In the child that Evaluate starts it gives up all rights, evaluates and
@@ -71,7 +70,8 @@ func (m *message) run(ctx context.Context) (*reply, error) {
 	// The child is told by a signal when the thread that started it ends (PR_SET_PDEATHSIG).
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	ctx, cancel := context.WithTimeout(ctx, timeLimit+5*time.Second)
+	late := &Error{m.Files[0].Name, 0, tooLong}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeLimit+5*time.Second, late) // it ends itself before
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args = []string{stageName}
@@ -89,10 +89,14 @@ func (m *message) run(ctx context.Context) (*reply, error) {
 	}
 	if err != nil {
 		first, _, _ := strings.Cut(said.String(), "\n")
+		// What Go's runtime says when it dies of that.
 		if strings.Contains(said.String(), "out of memory") || strings.Contains(said.String(), "cannot allocate memory") || strings.Contains(said.String(), "stack exceeds") {
 			return nil, &Error{m.Files[0].Name, 0, fmt.Sprintf("it needs more than %d MiB of memory: look for an endless loop in it", memoryLimit>>20)}
 		}
 		return nil, fmt.Errorf("evaluate %s: %w: %s", m.Files[0].Name, err, first)
+	}
+	if out.left == 0 {
+		return nil, &Error{m.Files[0].Name, 0, fmt.Sprintf("its values are longer than %d MiB: look for an endless loop in it", replyLimit>>20)}
 	}
 	var r reply
 	if err := json.Unmarshal([]byte(out.String()), &r); err != nil {
@@ -102,25 +106,4 @@ func (m *message) run(ctx context.Context) (*reply, error) {
 		return nil, r.Fault
 	}
 	return &r, nil
-}
-
-// confine takes from this process what evaluating does not need.
-func (m *message) confine() error {
-	unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC)
-	debug.SetGCPercent(100)
-	debug.SetMaxStack(64 << 20)
-	for _, l := range []struct {
-		resource int
-		max      uint64
-	}{{unix.RLIMIT_DATA, memoryLimit}, {unix.RLIMIT_FSIZE, 0}, {unix.RLIMIT_CORE, 0}, {unix.RLIMIT_NOFILE, 256}, {unix.RLIMIT_CPU, uint64(timeLimit/time.Second) * 2}} {
-		if err := unix.Setrlimit(l.resource, &unix.Rlimit{Cur: l.max, Max: l.max}); err != nil {
-			return err
-		}
-	}
-	if m.Drop {
-		if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(m.GID), syscall.Setuid(m.UID)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
