@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -83,7 +84,17 @@ type buildOptions struct {
 	keep      bool          // folders of builds are left
 	timings   bool          // a line tells where a build's time went
 	nice      bool          // builds give way to all else
+	once      bool          // what failed before is passed over
 	timeLimit time.Duration // of one build; 0 is build.DefaultTimeLimit
+	until     time.Time     // when all builds must have ended; zero is never
+}
+
+// limit is how long a build that begins now may take.
+func (o buildOptions) limit() time.Duration {
+	if o.until.IsZero() {
+		return o.timeLimit
+	}
+	return min(cmp.Or(o.timeLimit, build.DefaultTimeLimit), max(time.Until(o.until).Round(time.Second), time.Second))
 }
 
 func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
@@ -148,6 +159,11 @@ func (e *env) build(ctx context.Context, args []string, o buildOptions) error {
 	}
 	if err := j.planReuse(choices, steps); err != nil {
 		return err
+	}
+	if o.once {
+		if err := j.passOver(steps); err != nil {
+			return err
+		}
 	}
 	for _, line := range e.tellLacking(lacking, steps) {
 		e.changed("%s", line) // with -q too: after a reboot into it the driver is missing

@@ -27,6 +27,7 @@ type env struct {
 	dryRun   bool
 	quiet    bool
 	verbose  bool
+	brief    bool          // errors are one line each
 	patience time.Duration // to wait for another kmodctl, as registry.WriterOptions.Timeout
 	out      io.Writer
 	err      *screen

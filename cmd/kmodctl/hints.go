@@ -24,13 +24,20 @@ import (
 func (e *env) report(err error) {
 	text := fmt.Sprintf("kmodctl: %v\n", err)
 	var some partly
-	if errors.As(err, &some) {
+	switch advice := hints(err); {
+	case errors.As(err, &some):
 		text = fmt.Sprintf("kmodctl: %v\n", some) // each step's own error has been reported
-	} else {
+	case e.brief:
+		text = firstLine(strings.TrimSuffix(text, "\n"))
+		if len(advice) > 0 {
+			text += "; " + advice[len(advice)-1]
+		}
+		text += "\n"
+	default:
 		for _, line := range evidence(err) {
 			text += "  " + line + "\n"
 		}
-		for _, hint := range hints(err) {
+		for _, hint := range advice {
 			text += "  try:  " + hint + "\n"
 		}
 	}

@@ -294,7 +294,7 @@ func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, wo
 	}
 	built, isolation, err := build.Run(ctx, build.Job{
 		Manifest: s.Manifest, Kernel: s.Kernel, Source: source, Pristine: pristine, Symvers: symvers,
-		Toolchain: s.Toolchain, Log: log, Jobserver: j.jobs, At: at, TimeLimit: j.options.timeLimit, Nice: j.options.nice,
+		Toolchain: s.Toolchain, Log: log, Jobserver: j.jobs, At: at, TimeLimit: j.options.limit(), Nice: j.options.nice,
 	})
 	if err != nil {
 		return p, err

@@ -105,6 +105,7 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 				for _, art := range due {
 					j.installed(art, "installed", "")
 					j.changed("installed %s %s for %s%s", art.Package, art.Version, k.Name, originals(res, art.Package, "shadows"))
+					j.tellLive(art)
 				}
 			}
 			return nil
