@@ -133,7 +133,7 @@ func (e *env) hook(ctx context.Context, event string, releases []string, in io.R
 		}
 		releases = []string{running}
 	}
-	return e.kernelsCame(ctx, releases, once)
+	return e.kernelsCame(ctx, nil, releases, once)
 }
 
 // releasesIn are the kernel releases that arguments name, each once: itself, by a path, or by paths on
@@ -181,9 +181,9 @@ func releaseOf(path string) string {
 	return ""
 }
 
-// kernelsCame builds and installs all packages for kernels. Where one lacks what a build needs, what
+// kernelsCame builds and installs packages, or all when there are none, for kernels. Where one lacks what a build needs, what
 // the registry has for it is installed.
-func (e *env) kernelsCame(ctx context.Context, releases []string, once bool) error {
+func (e *env) kernelsCame(ctx context.Context, packages, releases []string, once bool) error {
 	if e.nothingRegistered(ctx) {
 		return nil
 	}
@@ -211,7 +211,7 @@ func (e *env) kernelsCame(ctx context.Context, releases []string, once bool) err
 		if late, ok := ctx.Deadline(); ok { // a build that hangs must leave time to install the others
 			o.until = late.Add(-time.Until(late) / 5)
 		}
-		errs = append(errs, e.build(ctx, nil, o))
+		errs = append(errs, e.build(ctx, packages, o))
 	}
 	return errors.Join(errs...)
 }
@@ -335,7 +335,7 @@ func (e *env) kernelsChanged(ctx context.Context, releases []string, once bool) 
 			here = append(here, k.Name)
 		}
 	}
-	return errors.Join(e.kernelsGone(ctx, gone), e.kernelsCame(ctx, here, once))
+	return errors.Join(e.kernelsGone(ctx, gone), e.kernelsCame(ctx, nil, here, once))
 }
 
 // converse speaks with libzypp, which a commit plugin does in frames: a command, headers, an
