@@ -1,5 +1,5 @@
 # kmodctl's make targets. Each is .PHONY: `build` is a folder here.
-.PHONY: all build demo test setup check unit oracle fuzz e2e registry torture bench bench-dkms docs clean
+.PHONY: all build demo test setup check unit oracle fuzz e2e registry torture bench bench-dkms docs packages clean
 
 GO      ?= go
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo devel)
@@ -79,6 +79,14 @@ bench-dkms: all
 # docs/cli.md is made from the commands.
 docs:
 	$(GO) test -tags $(TAGS) ./cmd/kmodctl -run TestCLIDocs -update
+
+# bin/*.deb and bin/*.rpm; the same commit makes the same bytes.
+PACKAGE_VERSION ?= $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//; s/-/+/; s/-/./' | grep . || git log -1 --date=format:%Y%m%d --format=0~git%cd.%h)
+packages:
+	$(MAKE) all VERSION=$(PACKAGE_VERSION)
+	rm -rf bin/man && mkdir bin/man
+	$(GO) test -count=1 -tags $(TAGS) ./cmd/kmodctl -run TestManPages -man $(CURDIR)/bin/man
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) packaging/make-packages bin/kmodctl bin/man bin $(PACKAGE_VERSION)
 
 clean:
 	rm -rf bin
