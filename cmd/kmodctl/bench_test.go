@@ -88,6 +88,17 @@ func BenchmarkNothingToDo(b *testing.B) {
 	minimum(b, "--root", root, "build")
 }
 
+// BenchmarkNothingToDoForMany is the same of a generated store, 30 packages for 8 kernels (goal: under 20 ms).
+func BenchmarkNothingToDoForMany(b *testing.B) {
+	path, err := binary()
+	if err != nil {
+		b.Fatal(err)
+	}
+	root := newStore(b, 30, 8)
+	learn(b, path, root)
+	minimum(b, "--root", root, "build", "--no-install")
+}
+
 func BenchmarkStatus(b *testing.B) {
 	root, _, _ := bench(b)
 	minimum(b, "--root", root, "status")

@@ -64,7 +64,7 @@ func TestConf(t *testing.T) {
 		}
 	}
 	says(t, km(0, "status").out, "installed", "odd0,odd_new")
-	nothingToDo(t, root)
+	nothingToDo(t, root, len(series))
 	says(t, km(0, "verify", "--rebuild", "odd").out, "identical: odd 1.0~2+git for "+rels[0])
 
 	// The administrator's word goes over the package's, for one kernel.
@@ -78,7 +78,7 @@ func TestConf(t *testing.T) {
 		t.Errorf("for another kernel too:\n%s", out)
 	}
 	km(0, "build")
-	nothingToDo(t, root)
+	nothingToDo(t, root, len(series))
 	for text, want := range map[string]string{
 		"BUILD_EXCLUSIVE_ARCH=sparc": "BUILD_EXCLUSIVE_ARCH is ",
 		"AUTOINSTALL=":               "its dkms.conf has no AUTOINSTALL: kmodctl build odd",

@@ -10,7 +10,7 @@ import (
 // the same (make unit looks with the race detector).
 func TestStatusOfManyPackages(t *testing.T) {
 	const packages = 40
-	root := newStore(t, packages)
+	root := newStore(t, packages, storeKernels)
 	var out, said bytes.Buffer
 	if code := run(t.Context(), []string{"kmodctl", "--root", root, "status"}, &out, &said); code != 0 {
 		t.Fatalf("exit %d: %s", code, &said)
