@@ -23,7 +23,14 @@ type config struct {
 	Build struct {
 		Reuse *bool `toml:"reuse"` // builds for other kernels may be reused; nil leaves it to the manifests
 	} `toml:"build"`
+	Hook    hookConfig               `toml:"hook"`
 	Package map[string]packageConfig `toml:"package"` // by name
+}
+
+// hookConfig says how package managers are served.
+type hookConfig struct {
+	Strict    bool   `toml:"strict"`     // a failure is an error to the package manager
+	TimeLimit string `toml:"time_limit"` // as time.ParseDuration reads it; "" is hookTimeLimit
 }
 
 // packageConfig is what he says of one package, in the place of its manifest.

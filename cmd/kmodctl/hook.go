@@ -49,9 +49,9 @@ func cmdHook(e *env) *cli.Command {
 			if !slices.Contains([]string{"add", "headers", "remove", "changed", "boot", "zypper"}, event) {
 				return usagef("hook: no event %q (add, headers, remove, changed, boot, zypper)", event)
 			}
-			limit := c.Duration("time-limit")
-			if limit <= 0 {
-				return usagef("--time-limit %v is not above zero", limit)
+			strict, limit, err := e.hookManners(c)
+			if err != nil {
+				return err
 			}
 			releases, err := releasesIn(args, c.App.Reader)
 			if err != nil {
@@ -60,12 +60,34 @@ func cmdHook(e *env) *cli.Command {
 			if event != "changed" && event != "boot" && event != "zypper" && len(releases) == 0 && !slices.Contains(args, "-") {
 				return usagef("hook %s: for which kernel RELEASE?", event)
 			}
-			strict := c.Bool("strict")
 			return e.unattended(c.Context, "hook "+event, limit, strict, func(ctx context.Context) error {
 				return e.hook(ctx, event, releases, c.App.Reader, !strict)
 			})
 		},
 	}
+}
+
+// hookManners are how strict and how patient a hook is: as a flag or its variable says, else the configuration. A
+// configuration that cannot be read is told, and makes no hook fail.
+func (e *env) hookManners(c *cli.Context) (strict bool, limit time.Duration, err error) {
+	conf, err := e.readConfig()
+	if err == nil && conf.Hook.TimeLimit != "" {
+		limit, err = time.ParseDuration(conf.Hook.TimeLimit)
+	}
+	if err != nil {
+		e.report(fmt.Errorf("hook: %w", err))
+	}
+	strict = conf.Hook.Strict
+	if c.IsSet("strict") {
+		strict = c.Bool("strict")
+	}
+	if c.IsSet("time-limit") || limit <= 0 {
+		limit = c.Duration("time-limit")
+	}
+	if limit <= 0 {
+		return false, 0, usagef("--time-limit %v is not above zero", limit)
+	}
+	return strict, limit, nil
 }
 
 // lateError is a command for a package manager that was ended because it took too long.

@@ -270,7 +270,19 @@ func TestHookBounds(t *testing.T) {
 	}
 	says(t, km(0, "add", release, "--time-limit", "200ms").stderr, "hook add: not done after 200ms, the time limit")
 	km(exitFailed, "add", release, "--time-limit", "200ms", "--strict")
+	conf := filepath.Join(h.root, "etc/kmodctl")
+	if err := os.MkdirAll(conf, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, conf, "config.toml", "[hook]\nstrict = true\ntime_limit = \"100ms\"\n")
+	says(t, km(exitFailed, "add", release).stderr, "not done after 100ms")
+	km(0, "add", release, "--strict=false", "--time-limit", "200ms")
 	lock.Close()
+	text, err := os.ReadFile("../../packaging/config.toml") // what a package brings changes nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, conf, "config.toml", string(text))
 
 	// A build that hangs is ended, and what was built is installed all the same.
 	km(exitPartly, "add", release, "--strict")
