@@ -25,12 +25,13 @@ const ManifestFile = "kmod.toml"
 // Manifest is a package as its kmod.toml describes it, defaults filled in.
 // docs/manifest.md explains every key.
 type Manifest struct {
-	Name     string   `toml:"name" json:"name"`
-	Version  string   `toml:"version" json:"version"`
-	Required bool     `toml:"required" json:"required,omitempty"` // the machine cannot be without it
-	Modules  []Module `toml:"module" json:"modules"`              // at least one
-	Kernel   Kernels  `toml:"kernel" json:"kernel"`
-	Build    Recipe   `toml:"build" json:"build"`
+	Name      string   `toml:"name" json:"name"`
+	Version   string   `toml:"version" json:"version"`
+	Required  bool     `toml:"required" json:"required,omitempty"`   // the machine cannot be without it
+	Initramfs bool     `toml:"initramfs" json:"initramfs,omitempty"` // the initramfs must hold the modules: it is remade when they change
+	Modules   []Module `toml:"module" json:"modules"`                // at least one
+	Kernel    Kernels  `toml:"kernel" json:"kernel"`
+	Build     Recipe   `toml:"build" json:"build"`
 
 	DKMS *DKMS `toml:"-" json:"dkms,omitempty"` // of a dkms.conf; nil of a kmod.toml
 }

@@ -84,6 +84,7 @@ type buildOptions struct {
 	keep      bool          // folders of builds are left
 	timings   bool          // a line tells where a build's time went
 	nice      bool          // builds give way to all else
+	newKernel bool          // the kernels' initramfs is not made yet
 	once      bool          // what failed before is passed over
 	timeLimit time.Duration // of one build; 0 is build.DefaultTimeLimit
 	until     time.Time     // when all builds must have ended; zero is never

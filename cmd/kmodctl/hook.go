@@ -155,7 +155,7 @@ func (e *env) hook(ctx context.Context, event string, releases []string, in io.R
 		}
 		releases = []string{running}
 	}
-	return e.kernelsCame(ctx, nil, releases, once)
+	return e.kernelsCame(ctx, releases, buildOptions{once: once, newKernel: event == "add"})
 }
 
 // releasesIn are the kernel releases that arguments name, each once: itself, by a path, or by paths on
@@ -203,9 +203,9 @@ func releaseOf(path string) string {
 	return ""
 }
 
-// kernelsCame builds and installs packages, or all when there are none, for kernels. Where one lacks what a build needs, what
+// kernelsCame builds and installs packages, or all when none is named, for kernels. Where one lacks what a build needs, what
 // the registry has for it is installed.
-func (e *env) kernelsCame(ctx context.Context, packages, releases []string, once bool) error {
+func (e *env) kernelsCame(ctx context.Context, releases []string, o buildOptions, packages ...string) error {
 	if e.nothingRegistered(ctx) {
 		return nil
 	}
@@ -229,7 +229,7 @@ func (e *env) kernelsCame(ctx context.Context, packages, releases []string, once
 		errs = append(errs, e.withoutHeaders(ctx, lacking))
 	}
 	if len(ready) > 0 {
-		o := buildOptions{releases: ready, install: true, nice: true, once: once}
+		o.releases, o.install, o.nice = ready, true, true
 		if late, ok := ctx.Deadline(); ok { // a build that hangs must leave time to install the others
 			o.until = late.Add(-time.Until(late) / 5)
 		}
@@ -357,7 +357,7 @@ func (e *env) kernelsChanged(ctx context.Context, releases []string, once bool) 
 			here = append(here, k.Name)
 		}
 	}
-	return errors.Join(e.kernelsGone(ctx, gone), e.kernelsCame(ctx, nil, here, once))
+	return errors.Join(e.kernelsGone(ctx, gone), e.kernelsCame(ctx, here, buildOptions{once: once}))
 }
 
 // converse speaks with libzypp, which a commit plugin does in frames: a command, headers, an

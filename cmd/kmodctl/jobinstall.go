@@ -107,6 +107,9 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 					j.changed("installed %s %s for %s%s", art.Package, art.Version, k.Name, originals(res, art.Package, "shadows"))
 					j.tellLive(art)
 				}
+				if err := j.remakeInitramfs(ctx, k, due); err != nil {
+					j.fail(err)
+				}
 			}
 			return nil
 		}

@@ -92,7 +92,7 @@ func (e *env) packageCame(ctx context.Context, dir string, m *build.Manifest) er
 	for _, k := range all {
 		releases = append(releases, k.Name)
 	}
-	return e.kernelsCame(ctx, []string{m.Name + "@" + m.Version}, releases, false)
+	return e.kernelsCame(ctx, releases, buildOptions{}, m.Name+"@"+m.Version)
 }
 
 // packageGone removes a version that a package added, and earlier ones of which the package has taken away the source.

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os/exec"
+	"slices"
+
+	"kmodctl/internal/kernel"
+	"kmodctl/registry"
+)
+
+// initramfsTools make the initramfs of one kernel: Debian's, Fedora's and Arch's. The first that is here does it.
+var initramfsTools = []struct {
+	path string
+	args func(release string) []string
+}{
+	{"/usr/sbin/update-initramfs", func(r string) []string { return []string{"-u", "-k", r} }},
+	{"/usr/bin/dracut", func(r string) []string { return []string{"--force", "--kver", r} }},
+	{"/usr/bin/mkinitcpio", func(string) []string { return []string{"-P"} }}, // its presets know no release
+}
+
+// remakeCommand remakes the initramfs of a kernel; nil when the root has nothing that does.
+func (e *env) remakeCommand(release string) []string {
+	for _, t := range initramfsTools {
+		if _, err := e.root.Path(t.path); err == nil {
+			return append([]string{t.path}, t.args(release)...)
+		}
+	}
+	return nil
+}
+
+// initramfsOf is the host path of a kernel's initramfs, or "".
+func (e *env) initramfsOf(release string) (string, error) {
+	for _, name := range []string{"/boot/initrd.img-" + release, "/boot/initramfs-" + release + ".img"} {
+		file, err := e.root.Path(name)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return file, err
+		}
+	}
+	return "", nil
+}
+
+// remakeInitramfs remakes the initramfs of a kernel when one of what was installed for it says that it must be in there. What is
+// there stays when it fails.
+func (j *job) remakeInitramfs(ctx context.Context, k kernel.Release, installed []registry.Artifact) error {
+	wanted := slices.ContainsFunc(installed, func(a registry.Artifact) bool {
+		src, err := j.reg.Source(a.Package, a.Version)
+		if err != nil {
+			return false // its artifact alone is left
+		}
+		m, err := manifestOf(src)
+		return err == nil && m.Initramfs
+	})
+	if !wanted || j.options.newKernel {
+		return nil
+	}
+	command := j.remakeCommand(k.Name)
+	switch {
+	case command == nil:
+		return fmt.Errorf("remake initramfs of %s: found none of update-initramfs, dracut and mkinitcpio", k.Name)
+	case !j.root.IsHost():
+		j.changed("the initramfs of %s is to be remade inside %s: %s", k.Name, j.root, command)
+		return nil
+	}
+	end := j.err.show("initramfs of " + k.Name)
+	out, err := exec.CommandContext(ctx, command[0], command[1:]...).CombinedOutput()
+	end()
+	if err != nil {
+		return fmt.Errorf("remake initramfs of %s: %w: %s", k.Name, err, firstLine(string(out)))
+	}
+	j.changed("remade the initramfs of %s", k.Name)
+	return nil
+}
