@@ -328,6 +328,7 @@ func (e *env) checkInitramfs(ctx context.Context, kernels []kernel.Release) (fou
 		return nil, err
 	}
 	defer reg.Close()
+	j := &job{env: e, reg: reg}
 	installs, err := reg.Installs()
 	if err != nil {
 		return nil, err
@@ -342,7 +343,7 @@ func (e *env) checkInitramfs(ctx context.Context, kernels []kernel.Release) (fou
 			if err != nil {
 				return found, err
 			}
-			if m, err := manifestOf(src); i.Release != k.Name || err != nil || !m.Initramfs {
+			if m, err := j.manifests(src)(k); i.Release != k.Name || err != nil || !m.Initramfs {
 				continue
 			}
 			if info, err := os.Stat(image); image != "" && err == nil && info.ModTime().Before(i.At) {

@@ -51,7 +51,7 @@ func (j *job) remakeInitramfs(ctx context.Context, k kernel.Release, installed [
 		if err != nil {
 			return false // its artifact alone is left
 		}
-		m, err := manifestOf(src)
+		m, err := j.manifests(src)(k)
 		return err == nil && m.Initramfs
 	})
 	if !wanted || j.options.newKernel {

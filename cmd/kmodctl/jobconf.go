@@ -45,6 +45,7 @@ type confs struct {
 	known map[artifactKey]confManifest
 	admin []string // names of files in /etc/dkms that may be about a package
 	frame string   // the administrator's settings of DKMS itself, and the state of /usr/src
+	place func(location string) string
 }
 
 type confManifest struct {
@@ -71,7 +72,7 @@ func (c *confs) manifest(j *job, src registry.Source, k kernel.Release) (*build.
 	var m confManifest
 	var conf dkms.Conf
 	if conf, m.err = c.read(j, src, k); m.err == nil {
-		m.Manifest = confToManifest(src, conf, k.Root)
+		m.Manifest = confToManifest(src, conf, c.place)
 		if err := m.Valid(); err != nil {
 			m.err = fmt.Errorf("read %s@%s/%s: %w", src.Name, src.Version, dkms.ConfFile, err)
 		}
@@ -82,6 +83,7 @@ func (c *confs) manifest(j *job, src registry.Source, k kernel.Release) (*build.
 
 // look reads what is the same for all packages.
 func (c *confs) look(root kernel.Root) error {
+	c.place = placesIn(root)
 	const dir = "/etc/dkms"
 	entries, err := root.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -125,18 +127,15 @@ const confReader = "1"
 func (c *confs) read(j *job, src registry.Source, k kernel.Release) (conf dkms.Conf, err error) {
 	given := sha256.New()
 	fmt.Fprintf(given, "%s %s %s %s\n%s", confReader, src.Digest, k.Name, k.Arch, c.frame)
-	if slices.ContainsFunc(c.admin, func(name string) bool { return strings.HasPrefix(name, src.Name) }) {
-		names, err := dkms.Overrides(k.Root, src.Name, src.Version, k.Name, k.Arch)
+	for _, name := range c.admin {
+		if !strings.HasPrefix(name, src.Name) { // of those that have it some are about other kernels: then it is asked again in vain
+			continue
+		}
+		text, err := k.Root.ReadFile("/etc/dkms/" + name)
 		if err != nil {
 			return conf, err
 		}
-		for _, name := range names {
-			text, err := k.Root.ReadFile(name)
-			if err != nil {
-				return conf, err
-			}
-			fmt.Fprintf(given, "%s %q\n", name, text)
-		}
+		fmt.Fprintf(given, "%s %q\n", name, text)
 	}
 	text, err := j.reg.FileFactOf(k.Tree.ConfigFile, registry.ConfFact(src), fmt.Sprintf("%x\n", given.Sum(nil)), func(string) (string, error) {
 		conf, err := j.evaluate(src, k)
@@ -165,8 +164,19 @@ func (j *job) evaluate(src registry.Source, k kernel.Release) (conf dkms.Conf, e
 	return dkms.Evaluate(context.Background(), dkms.Source{Dir: dir, Text: []byte(src.Manifest), Name: src.Name, Version: src.Version}, k)
 }
 
+// placesIn is dkms.DestLocation as a folder below a release's, asked once for each of the few locations that there are.
+func placesIn(root kernel.Root) func(location string) string {
+	known := map[string]string{}
+	return func(location string) string {
+		if _, ok := known[location]; !ok {
+			known[location] = strings.Trim(path.Clean(dkms.DestLocation(root, location)), "/")
+		}
+		return known[location]
+	}
+}
+
 // confToManifest is what a dkms.conf says, as the builder takes it.
-func confToManifest(src registry.Source, c dkms.Conf, root kernel.Root) *build.Manifest {
+func confToManifest(src registry.Source, c dkms.Conf, place func(location string) string) *build.Manifest {
 	m := &build.Manifest{
 		Name: src.Name, Version: src.Version, Build: build.Recipe{Needs: c.Depends},
 		DKMS: &build.DKMS{Make: c.Make, PreBuild: c.PreBuild, PostBuild: c.PostBuild, Excluded: c.Excluded, Manual: !c.AutoInstall},
@@ -178,7 +188,7 @@ func confToManifest(src registry.Source, c dkms.Conf, root kernel.Root) *build.M
 		if mod.Excluded != "" {
 			continue
 		}
-		out := build.Module{Name: mod.Name, Dir: mod.Location, Whole: !mod.Strip, Place: strings.Trim(path.Clean(dkms.DestLocation(root, mod.DestLocation)), "/")}
+		out := build.Module{Name: mod.Name, Dir: mod.Location, Whole: !mod.Strip, Place: place(mod.DestLocation)}
 		if mod.Dest != mod.Name {
 			out.As = mod.Dest
 		}
@@ -242,7 +252,7 @@ func (e *env) identifyConf(ctx context.Context, dir string) (text, name, version
 		return "", "", "", err
 	}
 	src := registry.Source{Name: conf.Name, Version: conf.Version}
-	if err := confToManifest(src, conf, k.Root).Valid(); err != nil {
+	if err := confToManifest(src, conf, placesIn(k.Root)).Valid(); err != nil {
 		return "", "", "", fmt.Errorf("read %s: %w", filepath.Join(dir, dkms.ConfFile), err)
 	}
 	return string(data), conf.Name, conf.Version, nil

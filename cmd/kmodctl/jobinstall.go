@@ -213,7 +213,8 @@ func (j *job) inPlace(art registry.Artifact, rows []registry.Install) bool {
 		if err != nil || file.Size() != i.Size {
 			return false
 		}
-		index, err := os.Stat(filepath.Join(j.folder("/lib/modules/"+art.Release), "modules.dep"))
+		up := strings.Repeat("../", strings.Count(i.Path, "/")-strings.Count("/lib/modules/R/", "/"))
+		index, err := os.Stat(filepath.Join(dir, up, "modules.dep"))
 		if err != nil || index.ModTime().Before(file.ModTime()) {
 			return false
 		}
