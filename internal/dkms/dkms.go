@@ -11,6 +11,7 @@ package dkms
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 
 	"kmodctl/internal/kernel"
 )
@@ -83,7 +84,11 @@ func Evaluate(ctx context.Context, s Source, k kernel.Release) (Conf, error) {
 	if err != nil {
 		return Conf{}, err
 	}
-	m := newMessage(s, k, frame)
+	shown := filepath.Join(s.Dir, ConfFile)
+	if s.Name != "" { // the registry's: its folder is none that a person knows
+		shown = filepath.Join("/var/lib/dkms", s.Name, s.Version, "source", ConfFile)
+	}
+	m := newMessage(s, shown, k, frame)
 	if s.Name == "" || s.Version == "" {
 		// What the conf says decides which files go over it.
 		r, err := m.run(ctx)
@@ -93,7 +98,7 @@ func Evaluate(ctx context.Context, s Source, k kernel.Release) (Conf, error) {
 		if s.Name, s.Version = r.Values.first("PACKAGE_NAME"), r.Values.first("PACKAGE_VERSION"); s.Name == "" || s.Version == "" {
 			return newConf(m, r, k)
 		}
-		m = newMessage(s, k, frame)
+		m = newMessage(s, shown, k, frame)
 	}
 	if err := m.addOverrides(k); err != nil {
 		return Conf{}, err

@@ -26,7 +26,7 @@ func ReadFramework(ctx context.Context, root kernel.Root) (Framework, error) {
 			return nil
 		}
 		if err == nil && says(string(text)) {
-			m.Files = append(m.Files, file{name, string(text)})
+			m.Files = append(m.Files, file{name, name, string(text)})
 		}
 		return err
 	}

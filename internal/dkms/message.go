@@ -27,7 +27,8 @@ type message struct {
 
 // file is one file to evaluate.
 type file struct {
-	Name string // for people, and $BASH_SOURCE
+	Name string // for people
+	Path string // $BASH_SOURCE
 	Text string
 }
 
@@ -61,7 +62,7 @@ type reply struct {
 }
 
 // newMessage is about a source's own dkms.conf alone.
-func newMessage(s Source, k kernel.Release, frame Framework) *message {
+func newMessage(s Source, shown string, k kernel.Release, frame Framework) *message {
 	tree := func(key, or string) string {
 		if dir := frame[key]; dir != "" {
 			return dir
@@ -76,7 +77,7 @@ func newMessage(s Source, k kernel.Release, frame Framework) *message {
 	}
 	own := filepath.Join(dkmsTree, s.Name, s.Version, "source")
 	m := &message{
-		Files: []file{{filepath.Join(own, ConfFile), string(s.Text)}},
+		Files: []file{{shown, filepath.Join(own, ConfFile), string(s.Text)}},
 		Names: directives,
 		Vars: map[string]string{
 			"kernelver": k.Name, "arch": k.Arch, "kernel_source_dir": build, "kernel_config": config,
@@ -139,7 +140,7 @@ func (m *message) addOverrides(k kernel.Release) error {
 		if text, err = k.Root.ReadFile(name); err != nil {
 			break
 		}
-		m.Files = append(m.Files, file{name, string(text)})
+		m.Files = append(m.Files, file{name, name, string(text)})
 	}
 	return err
 }

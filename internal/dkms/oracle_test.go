@@ -114,7 +114,7 @@ func compare(t *testing.T, dir, source string, k kernel.Release) bool {
 	if err := os.Symlink(s.Dir, filepath.Join(tree, "source")); err != nil && !os.IsExist(err) {
 		t.Fatal(err)
 	}
-	m := newMessage(s, k, Framework{})
+	m := newMessage(s, ConfFile, k, Framework{})
 	r, err := m.run(t.Context())
 	must(t, err)
 	conf, err := newConf(m, r, k)

@@ -23,7 +23,8 @@ type shell struct {
 	*message
 	values   values
 	stderr   limited
-	commands atomic.Int32 // started so far
+	fault    atomic.Pointer[Error] // the first: not every place in the interpreter passes an error on
+	commands atomic.Int32          // started so far
 }
 
 // evaluate reads all files as DKMS does: each twice. First it runs the file in a subshell and prints the variables
@@ -69,7 +70,7 @@ type printed struct{ name, line string }
 // first runs a file and prints the variables as DKMS does.
 func (s *shell) first(ctx context.Context, f file, program *syntax.File) ([]printed, error) {
 	var out limited
-	r, err := s.runner(f.Name, &out)
+	r, err := s.runner(f.Path, &out)
 	if err != nil {
 		return nil, err
 	}
@@ -78,6 +79,9 @@ func (s *shell) first(ctx context.Context, f file, program *syntax.File) ([]prin
 	}
 	if r.Exited() {
 		return nil, &Error{f.Name, 0, "it exits, and DKMS then takes nothing from it: leave the exit out"}
+	}
+	if ifs := r.Vars["IFS"]; ifs.String() != " \t\n" {
+		return nil, &Error{f.Name, 0, "it changes IFS, by which DKMS then splits all values: set it back at the end"}
 	}
 	var lines []printed
 	vars := maps.Clone(r.Vars)
@@ -116,7 +120,7 @@ func indexes(v expand.Variable) (list []int) {
 
 // second runs what first printed.
 func (s *shell) second(ctx context.Context, f file, lines []printed, at map[string]int) error {
-	r, err := s.runner(f.Name, io.Discard)
+	r, err := s.runner(f.Path, io.Discard)
 	if err != nil {
 		return err
 	}
@@ -160,12 +164,12 @@ func assigns(program *syntax.File) bool {
 }
 
 // runner is a shell that has what DKMS's own has when it reads a file.
-func (s *shell) runner(name string, out io.Writer) (*interp.Runner, error) {
+func (s *shell) runner(path string, out io.Writer) (*interp.Runner, error) {
 	vars := map[string]expand.Variable{}
 	for name, value := range s.Vars {
 		vars[name] = expand.Variable{Set: true, Kind: expand.String, Str: value}
 	}
-	vars["BASH_SOURCE"] = expand.Variable{Set: true, Kind: expand.String, Str: name}
+	vars["BASH_SOURCE"] = expand.Variable{Set: true, Kind: expand.String, Str: path}
 	for name, fallback := range map[string]string{"HOME": "/root", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "UID": "0", "EUID": "0", "GID": "0"} {
 		vars[name] = expand.Variable{Set: true, Kind: expand.String, Str: fallback}
 	}
@@ -206,20 +210,27 @@ func (e environ) Each(f func(name string, v expand.Variable) bool) {
 // run runs one program. How it ends is no error, as in a file that bash sources; what it may not do is.
 func (s *shell) run(ctx context.Context, r *interp.Runner, program *syntax.File, name string) error {
 	err := r.Run(ctx, program)
+	bad := s.fault.Load()
 	var status interp.ExitStatus
-	var bad *Error
 	switch {
 	case ctx.Err() != nil:
 		return &Error{name, 0, tooLong}
-	case err == nil, errors.As(err, &status):
-		return nil
-	case errors.As(err, &bad):
+	case bad != nil || errors.As(err, &bad):
 		if bad.File == "" {
 			bad.File = name
 		}
 		return bad
+	case err == nil, errors.As(err, &status):
+		return nil
 	}
 	return &Error{name, 0, err.Error()}
+}
+
+// refuse ends the evaluation at the command that ctx is of.
+func (s *shell) refuse(ctx context.Context, format string, args ...any) error {
+	bad := &Error{"", int(interp.HandlerCtx(ctx).Pos.Line()), fmt.Sprintf(format, args...)}
+	s.fault.CompareAndSwap(nil, bad)
+	return bad
 }
 
 // limited keeps what is written to it, up to a number of bytes; the commands of a pipe write at once.
@@ -280,11 +291,11 @@ func (s *shell) open(ctx context.Context, name string, flag int, _ os.FileMode) 
 		return nowhere{}, nil
 	}
 	if flag&(os.O_WRONLY|os.O_RDWR|os.O_CREATE|os.O_TRUNC) != 0 {
-		return nil, &Error{Reason: fmt.Sprintf("it would write %s: a dkms.conf may write to /dev/null alone; what has to be prepared goes into PRE_BUILD", name)}
+		return nil, s.refuse(ctx, "it would write %s: a dkms.conf may write to /dev/null alone; what has to be prepared goes into PRE_BUILD", name)
 	}
 	path, ok := s.host(ctx, name)
 	if !ok {
-		return nil, &Error{Reason: fmt.Sprintf("it would read %s: a dkms.conf may read its own source, the kernel's build tree and /usr/src", name)}
+		return nil, s.refuse(ctx, "it would read %s: a dkms.conf may read its own source, the kernel's build tree and /usr/src", name)
 	}
 	f, err := os.Open(path)
 	if err != nil {
