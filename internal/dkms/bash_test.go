@@ -72,7 +72,7 @@ var beyond = []string{
 func TestBash(t *testing.T) {
 	read := func(text string) (*reply, error) {
 		m := &message{Files: []file{{ConfFile, ConfFile, text}}, Names: []string{"X", "Y", "Z"}, Reads: []string{"/usr"}}
-		return m.evaluate(t.Context())
+		return newShell(m).evaluate(t.Context())
 	}
 	for _, text := range snippets {
 		r, err := read(text)

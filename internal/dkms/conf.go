@@ -2,11 +2,14 @@ package dkms
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/xrash/smetrics"
 
 	"kmodctl/internal/kernel"
 )
@@ -36,9 +39,9 @@ func newConf(m *message, r *reply, k kernel.Release) (Conf, error) {
 		Name: r.Values.first("PACKAGE_NAME"), Version: r.Values.first("PACKAGE_VERSION"),
 		PreBuild: r.Values.first("PRE_BUILD"), PostBuild: r.Values.first("POST_BUILD"), PostAdd: r.Values.first("POST_ADD"),
 		PreInstall: r.Values.first("PRE_INSTALL"), PostInstall: r.Values.first("POST_INSTALL"), PostRemove: r.Values.first("POST_REMOVE"),
-		AutoInstall: c.yes("AUTOINSTALL"), DependsRebuild: c.yes("BUILD_DEPENDS_REBUILD"), NoWeakModules: c.yes("NO_WEAK_MODULES"),
 		Depends: c.list("BUILD_DEPENDS"),
 	}
+	c.conf.AutoInstall, c.conf.DependsRebuild, c.conf.NoWeakModules = c.yes("AUTOINSTALL"), c.yes("BUILD_DEPENDS_REBUILD"), c.yes("NO_WEAK_MODULES")
 	c.identity()
 	c.modules()
 	c.make()
@@ -281,7 +284,24 @@ func (c *reader) warn() {
 			c.conf.Warnings = append(c.conf.Warnings, name+" has no effect any more: take it out")
 		}
 	}
+	for _, name := range slices.Sorted(maps.Keys(c.Lines)) {
+		if near := misspelt(name); near != "" {
+			c.conf.Warnings = append(c.conf.Warnings, fmt.Sprintf("%s in line %d is no directive (nearest: %s)", name, c.Lines[name], near))
+		}
+	}
 	for line := range strings.Lines(c.Stderr) {
 		c.conf.Warnings = append(c.conf.Warnings, "it says: "+strings.TrimSpace(line))
 	}
+}
+
+// misspelt is the directive that a variable's name is nearly, or "".
+func misspelt(name string) string {
+	if slices.Contains(directives, name) {
+		return ""
+	}
+	i := slices.IndexFunc(directives, func(known string) bool { return smetrics.WagnerFischer(name, known, 1, 1, 1) <= len(known)/8 })
+	if i < 0 {
+		return ""
+	}
+	return directives[i]
 }

@@ -89,7 +89,7 @@ func newMessage(s Source, shown string, k kernel.Release, frame Framework) *mess
 	}
 	if s.Dir != "" {
 		for _, name := range []string{own, filepath.Join(sourceTree, s.Name+"-"+s.Version)} {
-			m.Maps = append(m.Maps, mapping{name, s.Dir})
+			m.addMap(name, s.Dir)
 		}
 		m.Reads = append(m.Reads, s.Dir)
 	}
@@ -101,17 +101,26 @@ func newMessage(s Source, shown string, k kernel.Release, frame Framework) *mess
 // Debian's trees share, and the configuration in /boot.
 func (m *message) addTree(k kernel.Release, build string) {
 	if k.Tree != nil {
-		m.Maps = append(m.Maps, mapping{build, k.Tree.Host}, mapping{filepath.Join("/lib/modules", k.Name, "build"), k.Tree.Host})
+		m.addMap(build, k.Tree.Host)
+		m.addMap(filepath.Join("/lib/modules", k.Name, "build"), k.Tree.Host)
 		m.Reads = append(m.Reads, k.Tree.Host)
 	}
 	for _, name := range []string{"/usr/src", "/lib/modules/" + k.Name, "/boot/config-" + k.Name, m.Vars["dkms_tree"], m.Vars["source_tree"]} {
 		if host, err := k.Root.Path(name); err == nil {
 			m.Reads = append(m.Reads, host)
-			if !k.Root.IsHost() {
-				m.Maps = append(m.Maps, mapping{name, host})
-			}
+			m.addMap(name, host)
 		}
 	}
+}
+
+// addMap notes that what a conf knows as name is at host here, unless the name leads there by itself.
+func (m *message) addMap(name, host string) {
+	if real, err := filepath.EvalSymlinks(name); err == nil {
+		if there, err := filepath.EvalSymlinks(host); err == nil && real == there {
+			return
+		}
+	}
+	m.Maps = append(m.Maps, mapping{name, host})
 }
 
 // Overrides lists the files of /etc/dkms that go over a source's dkms.conf for a kernel, those that

@@ -27,13 +27,16 @@ type shell struct {
 	commands atomic.Int32          // started so far
 }
 
+func newShell(m *message) *shell {
+	return &shell{message: m, values: values{}, stderr: limited{left: 16 << 10}}
+}
+
 // evaluate reads all files as DKMS does: each twice. First it runs the file in a subshell and prints the variables
 // that it knows, NAME[i]="value", without quoting anything; then it runs what was printed, in the shell that
 // the next file sees. So a value's $, quotes and blanks count twice.
-func (m *message) evaluate(ctx context.Context) (*reply, error) {
-	s := &shell{message: m, values: values{}, stderr: limited{left: 16 << 10}}
+func (s *shell) evaluate(ctx context.Context) (*reply, error) {
 	r := &reply{Values: s.values, Lines: map[string]int{}, Bare: map[string]bool{}}
-	for i, f := range m.Files {
+	for i, f := range s.Files {
 		program, err := parse(f.Text, f.Name)
 		if err != nil {
 			return nil, err

@@ -44,7 +44,7 @@ func Stage() {
 	if err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), timeLimit)
 		defer cancel()
-		r, err = m.evaluate(ctx)
+		r, err = newShell(&m).evaluate(ctx)
 	}
 	var bad *Error
 	switch {
