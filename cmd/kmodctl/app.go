@@ -60,7 +60,7 @@ func newApp(e *env) *cli.App {
 		Before: e.setUp,
 		Action: func(c *cli.Context) error { return cli.ShowAppHelp(c) },
 		Commands: []*cli.Command{
-			cmdNew(e), cmdAdd(e), cmdRemove(e), cmdBuild(e), cmdInstall(e), cmdUninstall(e),
+			cmdNew(e), cmdConvert(e), cmdAdd(e), cmdRemove(e), cmdBuild(e), cmdInstall(e), cmdUninstall(e),
 			cmdHistory(e), cmdRollback(e), cmdPin(e), cmdUnpin(e), cmdGC(e), cmdExport(e), cmdImport(e),
 			cmdLoad(e), cmdUnload(e), cmdList(e), cmdInfo(e), cmdStatus(e), cmdKernels(e),
 			cmdVerify(e), cmdRepair(e),

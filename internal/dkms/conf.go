@@ -33,8 +33,8 @@ type reader struct {
 	err  error // the first fault
 }
 
-func newConf(m *message, r *reply, k kernel.Release) (Conf, error) {
-	c := &reader{reply: r, file: m.Files[0].Name, k: k}
+func newConf(file string, r *reply, k kernel.Release) (Conf, error) {
+	c := &reader{reply: r, file: file, k: k}
 	c.conf = Conf{
 		Name: r.Values.first("PACKAGE_NAME"), Version: r.Values.first("PACKAGE_VERSION"),
 		PreBuild: r.Values.first("PRE_BUILD"), PostBuild: r.Values.first("POST_BUILD"), PostAdd: r.Values.first("POST_ADD"),

@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"kmodctl/internal/kernel"
 )
@@ -80,32 +81,39 @@ func (e *Error) Error() string {
 // Evaluate reads a dkms.conf and the administrator's files of /etc/dkms that go over
 // it, for one kernel; k needs no headers. An error is an *Error where the fault is the conf's.
 func Evaluate(ctx context.Context, s Source, k kernel.Release) (Conf, error) {
+	conf, _, err := evaluate(ctx, s, k)
+	return conf, err
+}
+
+// evaluate also returns the variables that the Conf was made of.
+func evaluate(ctx context.Context, s Source, k kernel.Release) (Conf, values, error) {
 	frame, err := ReadFramework(ctx, k.Root)
 	if err != nil {
-		return Conf{}, err
+		return Conf{}, nil, err
 	}
 	shown := filepath.Join(s.Dir, ConfFile)
 	if s.Name != "" { // the registry's: its folder is none that a person knows
 		shown = filepath.Join("/var/lib/dkms", s.Name, s.Version, "source", ConfFile)
 	}
-	m := newMessage(s, shown, k, frame)
 	if s.Name == "" || s.Version == "" {
 		// What the conf says decides which files go over it.
-		r, err := m.run(ctx)
+		r, err := newMessage(s, shown, k, frame).run(ctx)
 		if err != nil {
-			return Conf{}, err
+			return Conf{}, nil, err
 		}
-		if s.Name, s.Version = r.Values.first("PACKAGE_NAME"), r.Values.first("PACKAGE_VERSION"); s.Name == "" || s.Version == "" {
-			return newConf(m, r, k)
+		s.Name, s.Version = r.Values.first("PACKAGE_NAME"), r.Values.first("PACKAGE_VERSION")
+		if conf, err := newConf(shown, r, k); s.Name == "" || s.Version == "" || strings.Contains(s.Name+s.Version, "/") {
+			return conf, nil, err
 		}
-		m = newMessage(s, shown, k, frame)
 	}
+	m := newMessage(s, shown, k, frame)
 	if err := m.addOverrides(k); err != nil {
-		return Conf{}, err
+		return Conf{}, nil, err
 	}
 	r, err := m.run(ctx)
 	if err != nil {
-		return Conf{}, err
+		return Conf{}, nil, err
 	}
-	return newConf(m, r, k)
+	conf, err := newConf(shown, r, k)
+	return conf, r.Values, err
 }

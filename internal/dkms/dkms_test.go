@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 // target is a kernel without headers.
 var target = kernel.Release{Name: "6.1.0-56-amd64", Arch: "x86_64", Root: "/"}
 
-func evaluate(t *testing.T, text string) (Conf, error) {
+func read(t *testing.T, text string) (Conf, error) {
 	t.Helper()
 	return Evaluate(t.Context(), Source{Text: []byte(text)}, target)
 }
@@ -40,7 +40,7 @@ func newRoot(t *testing.T, files map[string]string) kernel.Root {
 }
 
 func TestPlain(t *testing.T) {
-	conf, err := evaluate(t, `
+	conf, err := read(t, `
 PACKAGE_NAME="vendor-nic"
 PACKAGE_VERSION=2.4.1
 BUILT_MODULE_NAME[0]=vendor_nic
@@ -153,7 +153,7 @@ func TestDirectives(t *testing.T) {
 		"all modules by their own": {`BUILT_MODULE_NAME[1]=b; DEST_MODULE_LOCATION[1]=/extra; BUILD_EXCLUSIVE_KERNEL[0]=^5; BUILD_EXCLUSIVE_KERNEL[1]=^4`, func(c Conf) bool { return c.Excluded != "" }},
 		"without an index all":     {`BUILT_MODULE_NAME[1]=b; DEST_MODULE_LOCATION[1]=/extra; BUILD_EXCLUSIVE_KERNEL=^5; BUILD_EXCLUSIVE_KERNEL[1]=^6`, func(c Conf) bool { return c.Excluded != "" }},
 	} {
-		if conf, err := evaluate(t, head+c.text); err != nil || !c.ok(conf) {
+		if conf, err := read(t, head+c.text); err != nil || !c.ok(conf) {
 			t.Errorf("%s: %v, %+v", name, err, conf)
 		}
 	}
@@ -175,7 +175,7 @@ func TestFaults(t *testing.T) {
 		head + "MAKE=a; MAKE_MATCH='(5'":                                                          `MAKE_MATCH[0] is "(5"`,
 		head + "MAKE='make A=\"b c\"'":                                                            "the second time MAKE[0] does not hold together",
 	} {
-		if _, err := evaluate(t, text); err == nil || !strings.Contains(strings.ReplaceAll(err.Error(), "/var/lib/dkms/evil/1/source/", ""), want) {
+		if _, err := read(t, text); err == nil || !strings.Contains(strings.ReplaceAll(err.Error(), "/var/lib/dkms/evil/1/source/", ""), want) {
 			t.Errorf("%q: %v, not %q", text, err, want)
 		}
 	}

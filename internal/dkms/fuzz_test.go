@@ -23,7 +23,7 @@ func FuzzConf(f *testing.F) {
 		s.commands.Store(maxCommands) // no program
 		r, err := s.evaluate(ctx)
 		if err == nil {
-			_, err = newConf(m, r, target)
+			_, err = newConf(ConfFile, r, target)
 		}
 		if bad := (*Error)(nil); err != nil && (!errors.As(err, &bad) || bad.File == "" || bad.Reason == "") {
 			t.Errorf("%v", err)

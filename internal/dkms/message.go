@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 
 	"kmodctl/internal/kernel"
 )
@@ -140,9 +139,6 @@ func Overrides(root kernel.Root, name, version, release, arch string) (files []s
 }
 
 func (m *message) addOverrides(k kernel.Release) error {
-	if strings.Contains(m.Vars["module"]+m.Vars["module_version"], "/") {
-		return nil // newConf refuses it
-	}
 	names, err := Overrides(k.Root, m.Vars["module"], m.Vars["module_version"], k.Name, k.Arch)
 	for _, name := range names {
 		var text []byte

@@ -117,10 +117,13 @@ func compare(t *testing.T, dir, source string, k kernel.Release) bool {
 	m := newMessage(s, ConfFile, k, Framework{})
 	r, err := m.run(t.Context())
 	must(t, err)
-	conf, err := newConf(m, r, k)
+	conf, err := newConf(ConfFile, r, k)
 	must(t, err)
 	if diff := cmp.Diff(alone, conf); diff != "" {
 		t.Errorf("%s for %s: named and unnamed differ:\n%s", source, k.Name, diff)
+	}
+	if _, err := Convert(t.Context(), s, k, nil); err != nil {
+		t.Errorf("convert %s for %s: %v", source, k.Name, err)
 	}
 	theirs := dkmsReads(t, dir, s, k)
 	ours := asDKMS(r.Values, conf, k)
