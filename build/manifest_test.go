@@ -233,7 +233,9 @@ func allKeys(t reflect.Type, path string) (keys []string) {
 		return []string{path}
 	}
 	for f := range t.Fields() {
-		keys = append(keys, allKeys(f.Type, join(path, f.Tag.Get("toml")))...)
+		if key := f.Tag.Get("toml"); key != "-" {
+			keys = append(keys, allKeys(f.Type, join(path, key))...)
+		}
 	}
 	return keys
 }

@@ -328,7 +328,6 @@ func (e *env) checkInitramfs(ctx context.Context, kernels []kernel.Release) (fou
 		return nil, err
 	}
 	defer reg.Close()
-	j := &job{env: e, reg: reg}
 	installs, err := reg.Installs()
 	if err != nil {
 		return nil, err
@@ -343,7 +342,7 @@ func (e *env) checkInitramfs(ctx context.Context, kernels []kernel.Release) (fou
 			if err != nil {
 				return found, err
 			}
-			if m, err := j.manifests(src)(k); i.Release != k.Name || err != nil || !m.Initramfs {
+			if i.Release != k.Name || !wantsInitramfs(src) {
 				continue
 			}
 			if info, err := os.Stat(image); image != "" && err == nil && info.ModTime().Before(i.At) {

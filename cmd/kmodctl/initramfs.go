@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"slices"
 
+	"kmodctl/build"
 	"kmodctl/internal/kernel"
 	"kmodctl/registry"
 )
@@ -48,11 +49,7 @@ func (e *env) initramfsOf(release string) (string, error) {
 func (j *job) remakeInitramfs(ctx context.Context, k kernel.Release, installed []registry.Artifact) error {
 	wanted := slices.ContainsFunc(installed, func(a registry.Artifact) bool {
 		src, err := j.reg.Source(a.Package, a.Version)
-		if err != nil {
-			return false // its artifact alone is left
-		}
-		m, err := j.manifests(src)(k)
-		return err == nil && m.Initramfs
+		return err == nil && wantsInitramfs(src)
 	})
 	if !wanted || j.options.newKernel {
 		return nil
@@ -73,4 +70,10 @@ func (j *job) remakeInitramfs(ctx context.Context, k kernel.Release, installed [
 	}
 	j.changed("remade the initramfs of %s", k.Name)
 	return nil
+}
+
+// wantsInitramfs reports whether the initramfs must hold the modules of a source.
+func wantsInitramfs(src registry.Source) bool {
+	m, err := build.ParseManifest(build.ManifestFile, []byte(src.Manifest)) // a dkms.conf cannot say it
+	return err == nil && m.Initramfs
 }

@@ -38,12 +38,12 @@ func cmdPackageHook(e *env) *cli.Command {
 				if action == "triggered" { // deb-postinst(5): nothing of ours has changed
 					return nil
 				}
-				dir, m, err := e.packagedSource(name, version)
+				dir, required, err := e.packagedSource(c.Context, name, version)
 				if err != nil {
 					return fmt.Errorf("%s: %w", what, err)
 				}
-				return e.unattended(c.Context, what, hookTimeLimit, m.Required, func(ctx context.Context) error {
-					return e.packageCame(ctx, dir, m)
+				return e.unattended(c.Context, what, hookTimeLimit, required, func(ctx context.Context) error {
+					return e.packageCame(ctx, dir, name+"@"+version)
 				})
 			case "prerm":
 				if action != "remove" && action != "0" && action != "" { // deb-prerm(5); of an .rpm, how many are left
@@ -58,23 +58,29 @@ func cmdPackageHook(e *env) *cli.Command {
 	}
 }
 
-// packagedSource is the folder in which a package has the source of a version, and its manifest.
-func (e *env) packagedSource(name, version string) (dir string, m *build.Manifest, err error) {
+// packagedSource is the folder in which a package has the source of a version, and whether the machine cannot be without it.
+func (e *env) packagedSource(ctx context.Context, name, version string) (dir string, required bool, err error) {
 	inside := "/usr/src/" + name + "-" + version
 	if dir, err = e.inside(inside); err != nil {
-		return "", nil, err
+		return "", false, err
 	}
-	if m, err = build.CheckSource(dir); err != nil {
-		return "", nil, err
+	m := &build.Manifest{}
+	if isConfFolder(dir) {
+		_, m.Name, m.Version, err = e.identifyConf(ctx, dir)
+	} else {
+		m, err = build.CheckSource(dir)
+	}
+	if err != nil {
+		return "", false, err
 	}
 	if m.Name != name || m.Version != version {
-		return "", nil, fmt.Errorf("%s holds %s %s", inside, m.Name, m.Version)
+		return "", false, fmt.Errorf("%s holds %s %s", inside, m.Name, m.Version)
 	}
-	return dir, m, nil
+	return dir, m.Required, nil
 }
 
 // packageCame adds the source in dir, whether or not it can be built today, and builds it for every kernel.
-func (e *env) packageCame(ctx context.Context, dir string, m *build.Manifest) error {
+func (e *env) packageCame(ctx context.Context, dir, arg string) error {
 	reg, err := e.open(ctx, "add "+dir)
 	if err != nil {
 		return err
@@ -92,7 +98,7 @@ func (e *env) packageCame(ctx context.Context, dir string, m *build.Manifest) er
 	for _, k := range all {
 		releases = append(releases, k.Name)
 	}
-	return e.kernelsCame(ctx, releases, buildOptions{}, m.Name+"@"+m.Version)
+	return e.kernelsCame(ctx, releases, buildOptions{}, arg)
 }
 
 // packageGone removes a version that a package added, and earlier ones of which the package has taken away the source.
