@@ -23,6 +23,10 @@ type DKMS struct {
 	Manual    bool   `json:"-"`                    // it is built when it is asked for by name, and not when a kernel comes
 }
 
+// AnyRelease stands in a DKMS's texts for the release of the kernel. So they are the same input for two kernels whose names
+// are all that they differ in; no text for bash holds a NUL byte.
+const AnyRelease = "\x00"
+
 // The places of DKMS's defaults, dkms_tree and source_tree of its framework.conf.
 const (
 	dkmsTree   = "/var/lib/dkms"
@@ -93,6 +97,7 @@ func (r *run) make(ctx context.Context) error {
 
 // script runs PRE_BUILD or POST_BUILD; DKMS passes over one that is not executable.
 func (r *run) script(ctx context.Context, step, text string) error {
+	text = r.local(text)
 	name, _, _ := strings.Cut(text, " ")
 	if name == "" {
 		return nil
@@ -102,7 +107,7 @@ func (r *run) script(ctx context.Context, step, text string) error {
 		fmt.Fprintf(r.Log, "%s is not executable: passed over, as DKMS does\n", name)
 		return nil
 	}
-	return r.alone(ctx, step, "bash", "-c", "exec $0", path.Join(r.wall.work(), name)+r.local(text[len(name):])) // quotes mean nothing
+	return r.alone(ctx, step, "bash", "-c", "exec $0", r.wall.work()+"/"+text) // quotes mean nothing
 }
 
 // alone is step for a command that is told nothing of the jobserver.
@@ -116,6 +121,7 @@ func (r *run) alone(ctx context.Context, name string, argv ...string) error {
 // local is a text of a dkms.conf with the places as the build sees them. The copies are elsewhere where there is no mount
 // namespace, the build tree where it is not that of /lib/modules or the build user cannot reach it.
 func (r *run) local(text string) string {
+	text = strings.ReplaceAll(text, AnyRelease, r.Kernel.Name)
 	places := []string{r.Manifest.buildPlace(), r.wall.work(), r.Manifest.sourcePlace(), r.wall.Beside.At}
 	link, tree := filepath.Join("/lib/modules", r.Kernel.Name, "build"), r.wall.tree(r.Kernel)
 	if host, err := r.Kernel.Root.Path(link); err != nil || host != r.Kernel.Tree.Host || tree != r.Kernel.Tree.Path {

@@ -19,8 +19,8 @@ func dkmsSource() (*Manifest, map[string]string) {
 		Modules: []Module{{Name: "one", Dir: "out", As: "other-name", Place: "updates/dkms"}, {Name: "two", Dir: "src/", Whole: true}},
 		Build:   Recipe{Patches: []Patch{{File: "patches/two.patch"}}},
 		DKMS: &DKMS{
-			Make: `mkdir out; make -C /lib/modules/KERNEL/build M=/usr/src/odd-1.0~2+git/src ONE=1 && mv -v /usr/src/odd-1.0~2+git/src/one.ko out/` +
-				` && (cd src && "$CC" --version >compiler && make -C /lib/modules/KERNEL/build M=/var/lib/dkms/odd/1.0~2+git/build/src)`,
+			Make: `mkdir out; make -C /lib/modules/` + AnyRelease + `/build M=/usr/src/odd-1.0~2+git/src ONE=1 && mv -v /usr/src/odd-1.0~2+git/src/one.ko out/` +
+				` && (cd src && "$CC" --version >compiler && make -C /lib/modules/` + AnyRelease + `/build M=/var/lib/dkms/odd/1.0~2+git/build/src)`,
 			PreBuild:  "configure --with 'a  b'",
 			PostBuild: "clean.sh",
 		},
@@ -40,7 +40,6 @@ func dkmsJob(t *testing.T, k kernel.Release, m *Manifest, files map[string]strin
 	if err := m.Valid(); err != nil {
 		t.Fatal(err)
 	}
-	m.DKMS.Make = strings.ReplaceAll(m.DKMS.Make, "KERNEL", k.Name)
 	_, chain, err := inputs(m, "source", k, toolIdentity)
 	if err != nil {
 		t.Fatal(err)
@@ -109,10 +108,11 @@ func hasDebug(t *testing.T, file string) bool {
 }
 
 // A MAKE that begins with make is given KERNELRELEASE and the jobserver, another one neither; a script that is not
-// executable is passed over; a dkms.conf without MAKE is built by kbuild's command.
+// executable is passed over; a dkms.conf without MAKE is built by kbuild's command. All are told what the packages that it
+// needs export.
 func TestRunDKMSMake(t *testing.T) {
 	k := series(t, "6.1.")
-	files := map[string]string{"Kbuild": "$(info release <$(origin KERNELRELEASE)> jobs <$(findstring jobserver,$(shell echo $$MAKEFLAGS))>)\nobj-m := hello.o\n", "hello.c": helloSource}
+	files := map[string]string{"Kbuild": "$(info release <$(origin KERNELRELEASE)> jobs <$(findstring jobserver,$(shell echo $$MAKEFLAGS))> symvers <$(KBUILD_EXTRA_SYMBOLS)>)\nobj-m := hello.o\n", "hello.c": helloSource, "x.symvers": ""}
 	tree := "-C /lib/modules/" + k.Name + "/build M=/var/lib/dkms/hello/1/build"
 	for text, want := range map[string]string{
 		"":                        "release <command line> jobs <jobserver>",
@@ -127,11 +127,11 @@ func TestRunDKMSMake(t *testing.T) {
 			t.Fatal(err)
 		}
 		jobs := jobserver(t, 2)
-		j.Jobserver = jobs
+		j.Jobserver, j.Symvers = jobs, []string{"x.symvers"}
 		if _, _, err := Run(t.Context(), j); err != nil {
 			t.Fatalf("MAKE %q: %v\n%s", text, err, log)
 		}
-		if !strings.Contains(log.String(), want+"\n") {
+		if !strings.Contains(log.String(), want+" symvers </var/lib/dkms/hello/1/build/x.symvers>\n") {
 			t.Errorf("MAKE %q: the log lacks %q:\n%s", text, want, log)
 		}
 	}

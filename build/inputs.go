@@ -148,7 +148,8 @@ func paholeIdentity(k kernel.Release, tool func(string) (string, error)) (string
 	return tool(path)
 }
 
-func digestFile(path string) (string, error) {
+// DigestFile returns the sha256 of a file in hex, a Planner's FileFact "sha256".
+func DigestFile(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err

@@ -131,6 +131,6 @@ func (p *Planner) asker() asker {
 	}
 	return asker{
 		tool:   func(path string) (string, error) { return know(path, "version", toolIdentity) },
-		digest: func(path string) (string, error) { return know(path, "sha256", digestFile) },
+		digest: func(path string) (string, error) { return know(path, "sha256", DigestFile) },
 	}
 }

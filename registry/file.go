@@ -35,15 +35,6 @@ type fileAnswer struct {
 // Module.symvers its digest. what names the question. A writer keeps the answer; a reader, who cannot, asks
 // each time that no writer has.
 func (r *Registry) FileFact(path, what string, ask func(path string) (string, error)) (string, error) {
-	return r.FileFactOf(path, what, "", ask)
-}
-
-// ConfFact is the question what a source's dkms.conf says for the kernel whose configuration the file is.
-func ConfFact(src Source) string { return "conf " + src.Name + "@" + src.Version }
-
-// FileFactOf is FileFact of an answer that depends on more than the file: it counts as long as given, a digest of
-// all else, is the same too.
-func (r *Registry) FileFactOf(path, what, given string, ask func(path string) (string, error)) (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.readFacts(); err != nil {
@@ -55,9 +46,7 @@ func (r *Registry) FileFactOf(path, what, given string, ask func(path string) (s
 	}
 	key := fileFact{path, what}
 	if known := r.facts[key]; known.fileState == now {
-		if answer, same := strings.CutPrefix(known.answer, given); same {
-			return answer, nil
-		}
+		return known.answer, nil
 	}
 	answer, err := ask(path)
 	if err != nil {
@@ -69,15 +58,40 @@ func (r *Registry) FileFactOf(path, what, given string, ask func(path string) (s
 	if r.lock == nil || err != nil || after != now || time.Since(time.Unix(0, max(now.mtime, now.ctime))) < grain {
 		return answer, nil
 	}
-	err = r.write(func(tx *sql.Tx) error {
+	r.keepFact(key, fileAnswer{now, answer})
+	return answer, nil
+}
+
+// ConfFact returns what ask says of a source's dkms.conf for a kernel release or, while given, a digest of all that
+// this depends on, is the same, what it said before. It is kept among the facts of files, as one of no file.
+func (r *Registry) ConfFact(src Source, release, given string, ask func() (string, error)) (string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.readFacts(); err != nil {
+		return "", fmt.Errorf("read what is known of %s@%s: %w", src.Name, src.Version, err)
+	}
+	key := fileFact{what: "conf " + src.Name + "@" + src.Version + " " + release} // by which a removal finds it
+	given += "\n"
+	if answer, same := strings.CutPrefix(r.facts[key].answer, given); same {
+		return answer, nil
+	}
+	answer, err := ask()
+	if err == nil && r.lock != nil {
+		r.keepFact(key, fileAnswer{answer: given + answer})
+	}
+	return answer, err
+}
+
+// keepFact keeps an answer, if it can: else it is asked again, for no full disk stands between a user and an answer.
+func (r *Registry) keepFact(key fileFact, a fileAnswer) {
+	err := r.write(func(tx *sql.Tx) error {
 		_, err := tx.Exec(`INSERT OR REPLACE INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-			path, what, now.dev, now.inode, now.size, now.mtime, now.ctime, given+answer)
+			key.path, key.what, a.dev, a.inode, a.size, a.mtime, a.ctime, a.answer)
 		return err
 	})
-	if err == nil { // else it is asked again: no full disk stands between a user and an answer
-		r.facts[key] = fileAnswer{now, given + answer}
+	if err == nil {
+		r.facts[key] = a
 	}
-	return answer, nil
 }
 
 // readFacts reads, once, all that is known of files: there are a few for each kernel.

@@ -23,9 +23,9 @@ const (
 
 // Judge is what Import asks of its caller, who knows manifests and modules.
 type Judge struct {
-	Manifest string // path of the manifest in a source
-	// Source refuses a manifest that is not of this package.
-	Source func(name, version, manifest string) error
+	Manifests []string // names of files at the top of a source, of which the first that is there is its manifest
+	// Source refuses a manifest, the text of file, that is not of this package.
+	Source func(name, version, file, manifest string) error
 	// Module refuses a .ko that is not what the artifact says of it; its content is m.Digest.
 	Module func(a Artifact, m Module, file string) error
 }

@@ -20,9 +20,9 @@ import (
 
 // anyJudge likes every manifest and module.
 var anyJudge = Judge{
-	Manifest: "kmod.toml",
-	Source:   func(string, string, string) error { return nil },
-	Module:   func(Artifact, Module, string) error { return nil },
+	Manifests: []string{"kmod.toml"},
+	Source:    func(string, string, string, string) error { return nil },
+	Module:    func(Artifact, Module, string) error { return nil },
 }
 
 func init() {
@@ -596,7 +596,7 @@ func TestImportJudged(t *testing.T) {
 	no := errors.New("no")
 	for _, change := range []func(*Judge){
 		func(j *Judge) {
-			j.Source = func(name, version, manifest string) error {
+			j.Source = func(name, version, file, manifest string) error {
 				if name+"@"+version+" "+manifest != "net@1 net" {
 					t.Errorf("asked for %s@%s %s", name, version, manifest)
 				}

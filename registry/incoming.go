@@ -178,10 +178,11 @@ func (in *incoming) check(judge Judge) error {
 	if err := in.checkNamed(); err != nil {
 		return err
 	}
-	if err := in.readSource(judge.Manifest); err != nil {
+	file, err := in.readSource(judge.Manifests)
+	if err != nil {
 		return in.refuseSource(err)
 	}
-	if err := judge.Source(in.source.Name, in.source.Version, in.source.Manifest); err != nil {
+	if err := judge.Source(in.source.Name, in.source.Version, file, in.source.Manifest); err != nil {
 		return in.refuseSource(err)
 	}
 	for _, a := range in.artifacts {
@@ -347,23 +348,27 @@ func (in *incoming) checkNamed() error {
 }
 
 // readSource reads the files' list and the manifest out of the source's archive.
-func (in *incoming) readSource(manifest string) error {
+func (in *incoming) readSource(manifests []string) (file string, err error) {
 	in.source = Source{Name: in.parcel.Name, Version: in.parcel.Version, Digest: in.parcel.Source, Added: time.Now().UTC()}
 	blob, err := in.stage.Open(in.source.Digest)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer blob.Close()
 	if in.source.Files, err = readArchive(in.ctx, blob, in.source.Digest); err != nil {
-		return err
+		return "", err
 	}
 	if _, err := blob.Seek(0, io.SeekStart); err != nil {
-		return err
+		return "", err
 	}
-	if in.source.Manifest, err = readSourceFile(blob, in.source.Files, manifest); err != nil {
-		return err
+	here := func(name string) bool {
+		return slices.ContainsFunc(in.source.Files, func(f File) bool { return f.Path == name })
 	}
-	return checkManifest(in.source.Files, in.source.Manifest)
+	file = manifests[max(slices.IndexFunc(manifests, here), 0)]
+	if in.source.Manifest, err = readSourceFile(blob, in.source.Files, file); err != nil {
+		return "", err
+	}
+	return file, checkManifest(in.source.Files, in.source.Manifest)
 }
 
 func (in *incoming) refuseSource(err error) error {

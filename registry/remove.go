@@ -151,7 +151,7 @@ func removeSource(tx *sql.Tx, name, version string) (blobs []string, err error) 
 		`DELETE FROM pin WHERE package = ? AND version = ?`,
 		deleteRemoval,
 		`DELETE FROM source WHERE name = ? AND version = ?`,
-		`DELETE FROM file WHERE what = 'conf ' || ? || '@' || ?`, // ConfFact
+		`DELETE FROM file WHERE instr(what, 'conf ' || ? || '@' || ? || ' ') = 1`, // ConfFact's
 	} {
 		if _, err := tx.Exec(statement, name, version); err != nil {
 			return nil, err

@@ -179,7 +179,7 @@ func TestArchiveJudge(t *testing.T) {
 	for manifest, want := range map[string]string{
 		"name = 'net'\nversion = '2'": "its kmod.toml is of net@2", "name = 'disk'\nversion = '1'": "its kmod.toml is of disk@1", "name": "kmod.toml",
 	} {
-		if err := judgeSource("net", "1", manifest); err == nil || !strings.Contains(err.Error(), want) {
+		if err := judgeSource("net", "1", "kmod.toml", manifest); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q", err, want)
 		}
 	}

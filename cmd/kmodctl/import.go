@@ -11,6 +11,7 @@ import (
 	"golang.org/x/term"
 
 	"kmodctl/build"
+	"kmodctl/internal/dkms"
 	"kmodctl/internal/ko"
 	"kmodctl/registry"
 )
@@ -117,9 +118,14 @@ func (e *env) tellImported(got registry.Imported) {
 }
 
 // archiveJudge holds what an archive says of its source and modules against them.
-var archiveJudge = registry.Judge{Manifest: build.ManifestFile, Source: judgeSource, Module: judgeModule}
+var archiveJudge = registry.Judge{Manifests: []string{build.ManifestFile, dkms.ConfFile}, Source: judgeSource, Module: judgeModule}
 
-func judgeSource(name, version, manifest string) error {
+// judgeSource evaluates no dkms.conf: it is not this machine's kernels that it may be for, and as what package it is registered
+// goes over what it says.
+func judgeSource(name, version, file, manifest string) error {
+	if file == dkms.ConfFile {
+		return (&build.Manifest{Name: name, Version: version}).Valid()
+	}
 	m, err := build.ParseManifest(build.ManifestFile, []byte(manifest))
 	if err != nil {
 		return err
@@ -139,6 +145,9 @@ func judgeModule(a registry.Artifact, m registry.Module, file string) error {
 		return fmt.Errorf("module %s is for kernel %q, its record says %s", m.Name, info.Release(), a.Release)
 	}
 	is := moduleFacts(info)
+	if m.Place != "" { // of a dkms.conf, which may rename a module
+		is.Name = m.Name
+	}
 	for _, f := range []struct{ what, is, said string }{
 		{"name", is.Name, m.Name}, {"vermagic", is.Vermagic, m.Vermagic}, {"build-id", is.BuildID, m.BuildID},
 		{"srcversion", is.SrcVersion, m.SrcVersion}, {"version", is.Version, m.Version},

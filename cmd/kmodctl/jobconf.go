@@ -72,7 +72,7 @@ func (c *confs) manifest(j *job, src registry.Source, k kernel.Release) (*build.
 	var m confManifest
 	var conf dkms.Conf
 	if conf, m.err = c.read(j, src, k); m.err == nil {
-		m.Manifest = confToManifest(src, conf, c.place)
+		m.Manifest = confToManifest(src, conf, k, c.place)
 		if err := m.Valid(); err != nil {
 			m.err = fmt.Errorf("read %s@%s/%s: %w", src.Name, src.Version, dkms.ConfFile, err)
 		}
@@ -125,8 +125,12 @@ const confReader = "1"
 
 // read evaluates the dkms.conf of a source for a kernel, or remembers what it said.
 func (c *confs) read(j *job, src registry.Source, k kernel.Release) (conf dkms.Conf, err error) {
+	config, err := j.reg.FileFact(k.Tree.ConfigFile, "sha256", build.DigestFile)
+	if err != nil {
+		return conf, err
+	}
 	given := sha256.New()
-	fmt.Fprintf(given, "%s %s %s %s\n%s", confReader, src.Digest, k.Name, k.Arch, c.frame)
+	fmt.Fprintf(given, "%s %s %s %s %s\n%s", confReader, src.Digest, k.Name, k.Arch, config, c.frame)
 	for _, name := range c.admin {
 		if !strings.HasPrefix(name, src.Name) { // of those that have it some are about other kernels: then it is asked again in vain
 			continue
@@ -137,7 +141,7 @@ func (c *confs) read(j *job, src registry.Source, k kernel.Release) (conf dkms.C
 		}
 		fmt.Fprintf(given, "%s %q\n", name, text)
 	}
-	text, err := j.reg.FileFactOf(k.Tree.ConfigFile, registry.ConfFact(src), fmt.Sprintf("%x\n", given.Sum(nil)), func(string) (string, error) {
+	text, err := j.reg.ConfFact(src, k.Name, fmt.Sprintf("%x", given.Sum(nil)), func() (string, error) {
 		conf, err := j.evaluate(src, k)
 		if err != nil {
 			return "", err
@@ -175,11 +179,17 @@ func placesIn(root kernel.Root) func(location string) string {
 	}
 }
 
-// confToManifest is what a dkms.conf says, as the builder takes it.
-func confToManifest(src registry.Source, c dkms.Conf, place func(location string) string) *build.Manifest {
+// confToManifest is what a dkms.conf says for a kernel, as the builder takes it.
+func confToManifest(src registry.Source, c dkms.Conf, k kernel.Release, place func(location string) string) *build.Manifest {
+	text := func(s string) string {
+		if k.Name == "" {
+			return s
+		}
+		return strings.ReplaceAll(s, k.Name, build.AnyRelease)
+	}
 	m := &build.Manifest{
 		Name: src.Name, Version: src.Version, Build: build.Recipe{Needs: c.Depends},
-		DKMS: &build.DKMS{Make: c.Make, PreBuild: c.PreBuild, PostBuild: c.PostBuild, Excluded: c.Excluded, Manual: !c.AutoInstall},
+		DKMS: &build.DKMS{Make: text(c.Make), PreBuild: text(c.PreBuild), PostBuild: text(c.PostBuild), Excluded: c.Excluded, Manual: !c.AutoInstall},
 	}
 	for _, file := range c.Patches {
 		m.Build.Patches = append(m.Build.Patches, build.Patch{File: path.Join("patches", file)})
@@ -252,7 +262,7 @@ func (e *env) identifyConf(ctx context.Context, dir string) (text, name, version
 		return "", "", "", err
 	}
 	src := registry.Source{Name: conf.Name, Version: conf.Version}
-	if err := confToManifest(src, conf, placesIn(k.Root)).Valid(); err != nil {
+	if err := confToManifest(src, conf, k, placesIn(k.Root)).Valid(); err != nil {
 		return "", "", "", fmt.Errorf("read %s: %w", filepath.Join(dir, dkms.ConfFile), err)
 	}
 	return string(data), conf.Name, conf.Version, nil

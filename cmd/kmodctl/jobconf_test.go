@@ -3,10 +3,15 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
+	"kmodctl/build"
+	"kmodctl/internal/dkms"
+	"kmodctl/internal/kernel"
 	"kmodctl/internal/ko"
+	"kmodctl/registry"
 )
 
 // oddConf is a dkms.conf with shell logic. Its source builds in /usr/src and moves what it made, as west-chamber's.
@@ -70,6 +75,17 @@ func TestConf(t *testing.T) {
 	nothingToDo(t, root, len(series))
 	says(t, km(0, "verify", "--rebuild", "odd").out, "identical: odd 1.0~2+git for "+rels[0])
 
+	// It travels like any other.
+	tar := filepath.Join(t.TempDir(), "odd.tar")
+	km(0, "export", "odd", "-o", tar)
+	km(0, "remove", "odd")
+	if left, _ := filepath.Glob(root + "/lib/modules/*/updates"); len(left) > 0 {
+		t.Errorf("remove left %v", left)
+	}
+	km(0, "import", tar)
+	km(0, "install", "odd")
+	says(t, km(0, "status").out, "installed", "odd0,odd_new")
+
 	// The administrator's word goes over the package's, for one kernel.
 	admin := filepath.Join(root, "etc/dkms")
 	if err := os.Mkdir(admin, 0o755); err != nil {
@@ -91,9 +107,16 @@ func TestConf(t *testing.T) {
 	}
 	write(t, admin, "odd--"+rels[0]+".conf", "BUILT_MODULE_NAME[0]=../odd\n")
 	says(t, km(exitFailed, "build").stderr, "build odd for "+rels[0]+": read ", "../odd")
-	km(0, "remove", "odd")
-	if left, _ := filepath.Glob(root + "/lib/modules/*/updates"); len(left) > 0 {
-		t.Errorf("remove left %v", left)
+}
+
+// A dkms.conf that says the same for two kernels but for their names makes the same input: a build may then be reused.
+func TestConfToManifest(t *testing.T) {
+	of := func(release string) *build.Manifest {
+		c := dkms.Conf{Make: "make KVER=" + release, PreBuild: "configure " + release, Modules: []dkms.Module{{Name: "a", Dest: "a", DestLocation: "/extra"}}}
+		return confToManifest(registry.Source{Name: "a", Version: "1"}, c, kernel.Release{Name: release}, placesIn("/"))
+	}
+	if a, b := of("6.1.0-1-amd64"), of("6.1.0-2-amd64"); !reflect.DeepEqual(a, b) {
+		t.Errorf("%+v, %+v", a.DKMS, b.DKMS)
 	}
 }
 
