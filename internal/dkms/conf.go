@@ -80,8 +80,8 @@ func (c *reader) yes(name string) bool {
 
 // identity checks the two values that become parts of paths.
 func (c *reader) identity() {
-	for name, value := range map[string]string{"PACKAGE_NAME": c.conf.Name, "PACKAGE_VERSION": c.conf.Version} {
-		switch {
+	for _, d := range [][2]string{{"PACKAGE_NAME", c.conf.Name}, {"PACKAGE_VERSION", c.conf.Version}} {
+		switch name, value := d[0], d[1]; {
 		case value == "":
 			c.fail(name, "%s is not set: add %s=...", name, name)
 		case strings.ContainsAny(value, "/ \t") || value[0] == '.' || value[0] == '-':
@@ -126,8 +126,8 @@ func (c *reader) module(i, n int) Module {
 	if m.Dest == "" {
 		m.Dest = m.Name
 	}
-	for name, value := range map[string]string{"BUILT_MODULE_NAME": m.Name, "DEST_MODULE_NAME": m.Dest} {
-		switch {
+	for _, d := range [][2]string{{"BUILT_MODULE_NAME", m.Name}, {"DEST_MODULE_NAME", m.Dest}} {
+		switch name, value := d[0], d[1]; {
 		case value == "":
 			c.fail(name, "BUILT_MODULE_NAME[%d] is not set, and there are %d modules: name each of them", i, n)
 		case strings.HasSuffix(value, ".o") || strings.HasSuffix(value, ".ko"):

@@ -87,13 +87,15 @@ func (m *message) run(ctx context.Context) (*reply, error) {
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return nil, cause
 	}
-	if err != nil {
-		first, _, _ := strings.Cut(said.String(), "\n")
-		// What Go's runtime says when it dies of that.
-		if strings.Contains(said.String(), "out of memory") || strings.Contains(said.String(), "cannot allocate memory") || strings.Contains(said.String(), "stack exceeds") {
-			return nil, &Error{m.Files[0].Name, 0, fmt.Sprintf("it needs more than %d MiB of memory: look for an endless loop in it", memoryLimit>>20)}
-		}
+	var exit *exec.ExitError
+	switch first, _, _ := strings.Cut(said.String(), "\n"); {
+	case err == nil:
+	case !errors.As(err, &exit) || exit.ExitCode() == 1:
 		return nil, fmt.Errorf("evaluate %s: %w: %s", m.Files[0].Name, err, first)
+	case strings.HasPrefix(first, "panic: "):
+		return nil, &Error{m.Files[0].Name, 0, "the interpreter fails on it: " + first}
+	default: // Go's runtime ends a process that gets no memory, or whose stack is too deep
+		return nil, &Error{m.Files[0].Name, 0, fmt.Sprintf("it needs more than %d MiB of memory: look for an endless loop in it", memoryLimit>>20)}
 	}
 	if out.left == 0 {
 		return nil, &Error{m.Files[0].Name, 0, fmt.Sprintf("its values are longer than %d MiB: look for an endless loop in it", replyLimit>>20)}
