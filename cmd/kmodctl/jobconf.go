@@ -132,10 +132,10 @@ func (c *confs) read(j *job, src registry.Source, k kernel.Release) (conf dkms.C
 	given := sha256.New()
 	fmt.Fprintf(given, "%s %s %s %s %s\n%s", confReader, src.Digest, k.Name, k.Arch, config, c.frame)
 	for _, name := range c.admin {
-		if !strings.HasPrefix(name, src.Name) { // of those that have it some are about other kernels: then it is asked again in vain
+		if !strings.HasPrefix(name, src.Name) { // one for another kernel counts too: when it changes, this is asked once in vain
 			continue
 		}
-		text, err := k.Root.ReadFile("/etc/dkms/" + name)
+		text, err := j.root.ReadFile("/etc/dkms/" + name)
 		if err != nil {
 			return conf, err
 		}
