@@ -11,6 +11,7 @@ package build
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -32,6 +33,7 @@ type Manifest struct {
 	Modules   []Module `toml:"module" json:"modules"`                // at least one
 	Kernel    Kernels  `toml:"kernel" json:"kernel"`
 	Build     Recipe   `toml:"build" json:"build"`
+	Files     Files    `toml:"files" json:"files,omitzero"`
 
 	DKMS *DKMS `toml:"-" json:"dkms,omitempty"` // of a dkms.conf; nil of a kmod.toml
 }
@@ -61,6 +63,38 @@ type Recipe struct {
 	Patches []Patch    `toml:"patches" json:"patches,omitempty"` // applied in order, before Prepare
 	Needs   []string   `toml:"needs" json:"needs,omitempty"`     // packages whose modules export what this one's import
 	Reuse   bool       `toml:"reuse" json:"-"`                   // a build for one kernel may serve another that it fits: how it is built is the same
+}
+
+// Files are files of the source that are installed beside the modules, by their paths in it.
+type Files struct {
+	Firmware    []string `toml:"firmware" json:"firmware,omitempty"`         // below the folder firmware, as drivers ask for it: "acme/led.bin"
+	Udev        []string `toml:"udev" json:"udev,omitempty"`                 // rules
+	ModulesLoad []string `toml:"modules-load" json:"modules-load,omitempty"` // modules-load.d(5)
+	Modprobe    []string `toml:"modprobe" json:"modprobe,omitempty"`         // modprobe.d(5)
+}
+
+// Beside is a file of the source and where it is installed.
+type Beside struct {
+	File string // relative to the source
+	Path string // absolute, inside the root
+}
+
+// Beside lists what is installed beside the modules. Firmware goes where the kernel looks first (firmware_class, Documentation/driver-api/firmware/fw_search_path.rst).
+func (m *Manifest) Beside() (all []Beside) {
+	for _, f := range m.Files.Firmware {
+		all = append(all, Beside{path.Join("firmware", f), path.Join("/lib/firmware/updates", f)})
+	}
+	for _, kind := range []struct {
+		files  []string
+		folder string
+	}{
+		{m.Files.Udev, "/etc/udev/rules.d"}, {m.Files.ModulesLoad, "/etc/modules-load.d"}, {m.Files.Modprobe, "/etc/modprobe.d"},
+	} {
+		for _, f := range kind.files {
+			all = append(all, Beside{f, path.Join(kind.folder, path.Base(f))})
+		}
+	}
+	return all
 }
 
 // Patch is a patch file of the source and the kernels that it is for.

@@ -47,10 +47,40 @@ func validate(m *Manifest, keys *manifestKeys) *ManifestError {
 	if bad := validateKernels(m.Kernel, keys); bad != nil {
 		return bad
 	}
+	if bad := validateFiles(m, keys); bad != nil {
+		return bad
+	}
 	if bad := validateNeeds(m, keys); bad != nil {
 		return bad
 	}
 	return validateRecipe(m.Build, keys)
+}
+
+// validateFiles: each file lies in the source, has the suffix without which nobody reads it, and a place of its own.
+func validateFiles(m *Manifest, keys *manifestKeys) *ManifestError {
+	seen := map[string]bool{}
+	for _, list := range []struct {
+		key, suffix string
+		files       []string
+	}{
+		{"firmware", "", m.Files.Firmware}, {"udev", ".rules", m.Files.Udev}, {"modules-load", ".conf", m.Files.ModulesLoad}, {"modprobe", ".conf", m.Files.Modprobe},
+	} {
+		for i, f := range list.files {
+			key := fmt.Sprintf("files.%s[%d]", list.key, i)
+			if reason := badPath(f); reason != "" {
+				return keys.bad(key, reason)
+			}
+			if !strings.HasSuffix(f, list.suffix) {
+				return keys.bad(key, fmt.Sprintf("%q does not end in %s: nobody would read it", f, list.suffix))
+			}
+			if name := list.key + " " + path.Base(f); list.key != "firmware" && seen[name] {
+				return keys.bad(key, fmt.Sprintf("%q is there twice", path.Base(f)))
+			} else {
+				seen[name] = true
+			}
+		}
+	}
+	return nil
 }
 
 func badName(s string) string {

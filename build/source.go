@@ -46,6 +46,11 @@ func CheckSource(dir string) (*Manifest, error) {
 			return nil, fmt.Errorf("check source %s: the patch %s of %s is not a file", dir, p.File, ManifestFile)
 		}
 	}
+	for _, f := range m.Beside() {
+		if !isFile(root, f.File) {
+			return nil, fmt.Errorf("check source %s: %s of %s is not a file", dir, f.File, ManifestFile)
+		}
+	}
 	return m, nil
 }
 

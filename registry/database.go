@@ -19,13 +19,13 @@ import (
 
 const (
 	dbFile        = "registry.db"
-	schemaVersion = "4"
+	schemaVersion = "5"
 )
 
 // dbSuffixes name the three files of a database, in the order in which they take their place.
 var dbSuffixes = []string{"-wal", "-shm", ""}
 
-// schema of version 4. Times are nanoseconds since 1970, digests SHA-256 in hex.
+// schema of version 5. Times are nanoseconds since 1970, digests SHA-256 in hex.
 const schema = `
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE source (
@@ -52,7 +52,7 @@ CREATE TABLE install (
 	digest TEXT NOT NULL, size INTEGER NOT NULL, at INTEGER NOT NULL, mtime INTEGER NOT NULL DEFAULT 0,
 	PRIMARY KEY (release, module)) STRICT;
 CREATE TABLE intent (release TEXT PRIMARY KEY, done INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
-` + schema2 + schema3
+` + schema2 + schema3 + schema5
 
 // schema2 is what version 2 has and version 1 had not, but for columns.
 const schema2 = `
@@ -79,6 +79,12 @@ CREATE TABLE file (
 CREATE INDEX install_digest ON install (digest);
 `
 
+// schema5 is what version 5 has and version 4 had not.
+const schema5 = `
+CREATE TABLE beside (
+	path TEXT PRIMARY KEY, package TEXT NOT NULL, version TEXT NOT NULL, digest TEXT NOT NULL, was TEXT NOT NULL) STRICT;
+`
+
 // migrations lead from the schema of that version to the next one. A writer runs
 // them in one transaction, a reader on a copy of his own.
 var migrations = map[string]struct{ next, sql string }{
@@ -97,6 +103,7 @@ UPDATE attempt SET artifact = i.artifact FROM install i WHERE attempt.id = (SELE
 `},
 	"2": {"3", schema3 + `DROP TABLE tool;`},
 	"3": {"4", `ALTER TABLE attempt ADD COLUMN class TEXT NOT NULL DEFAULT '';`},
+	"4": {"5", schema5},
 }
 
 // connector opens connections that leave the -wal and -shm files where they are

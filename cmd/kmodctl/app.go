@@ -64,7 +64,7 @@ func newApp(e *env) *cli.App {
 			cmdHistory(e), cmdRollback(e), cmdPin(e), cmdUnpin(e), cmdGC(e), cmdExport(e), cmdImport(e),
 			cmdLoad(e), cmdUnload(e), cmdList(e), cmdInfo(e), cmdStatus(e), cmdKernels(e),
 			cmdVerify(e), cmdRepair(e),
-			cmdHook(e), cmdHooks(e), cmdPackageHook(e), cmdDoctor(e),
+			cmdHook(e), cmdHooks(e), cmdPackageHook(e), cmdPackage(e), cmdDoctor(e),
 			cmdLog(e), cmdRun(e), cmdVersion(e), cmdCompletion(e), cmdGuest(e),
 		},
 	}

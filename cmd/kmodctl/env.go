@@ -196,6 +196,9 @@ func (e *env) command(verb string) string {
 
 // close ends a writer's work, and tells what it could not clean up.
 func (e *env) close(reg *registry.Registry) {
+	if err := e.putBeside(reg); err != nil {
+		e.reportUntold(err)
+	}
 	if err := reg.Close(); err != nil {
 		e.changed("note: %v", err)
 	}

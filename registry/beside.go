@@ -1,0 +1,196 @@
+package registry
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Beside is a file that is installed beside the modules of a package, for all kernels: firmware, rules, configuration.
+type Beside struct {
+	Path    string // absolute, inside the root
+	Package string
+	Version string
+	Digest  string // SHA-256 in hex
+	File    string // in the source
+}
+
+// besideRow is what the registry knows of a file that it has put somewhere, or is about to.
+type besideRow struct {
+	Beside
+	was string // digest of what the file held before; "" when it was not there
+}
+
+// firmwareDir is where empty folders are taken away again.
+const firmwareDir = "lib/firmware/updates"
+
+// PutBeside makes the files beside modules those of want: new ones come, and what the registry has put there and is no longer
+// wanted goes. A file that somebody has changed stays as it is, and one that was there before is a *ForeignError in a
+// *PackageError; the others are put all the same. The row is committed before the file arrives, by rename, and goes after it: whatever is cut off,
+// the next call completes.
+func (r *Registry) PutBeside(want []Beside) (came, went []Beside, err error) {
+	rows, err := collect(r.db, func(rows *sql.Rows, b *besideRow) error {
+		return rows.Scan(&b.Path, &b.Package, &b.Version, &b.Digest, &b.was)
+	}, `SELECT path, package, version, digest, was FROM beside ORDER BY path`)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read files beside modules: %w", err)
+	}
+	if len(rows)+len(want) == 0 {
+		return nil, nil, nil
+	}
+	tree, err := os.OpenRoot(string(r.root) + "/")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer tree.Close()
+	known := map[string]besideRow{}
+	for _, row := range rows {
+		known[row.Path] = row
+	}
+	var errs []error
+	for _, b := range want {
+		row, ok := known[b.Path]
+		if ok && row.Package != b.Package && slices.ContainsFunc(want, func(o Beside) bool { return o.Path == b.Path && o.Package == row.Package }) {
+			errs = append(errs, &PackageError{b.Package, fmt.Errorf("%s belongs to package %s", b.Path, row.Package)})
+			continue
+		}
+		delete(known, b.Path)
+		placed, err := r.putFile(tree, b, row)
+		if err != nil {
+			errs = append(errs, &PackageError{b.Package, err})
+		} else if placed {
+			came = append(came, b)
+		}
+	}
+	for _, row := range rows {
+		if _, left := known[row.Path]; left && !slices.ContainsFunc(want, func(b Beside) bool { return b.Path == row.Path }) {
+			if err := r.dropFile(tree, row); err != nil {
+				errs = append(errs, &PackageError{row.Package, err})
+			} else {
+				went = append(went, row.Beside)
+			}
+		}
+	}
+	return came, went, errors.Join(errs...)
+}
+
+// inTree is a path inside the root as os.Root wants it.
+func inTree(name string) string { return strings.TrimPrefix(name, "/") }
+
+// besideDigest is that of a file of tree, "" when there is none.
+func besideDigest(tree *os.Root, name string) (string, error) {
+	info, err := tree.Lstat(inTree(name))
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return "", nil
+	case err != nil:
+		return "", err
+	case !info.Mode().IsRegular():
+		return "no regular file", nil
+	}
+	return digestFile(tree, inTree(name))
+}
+
+// putFile puts b where it belongs, unless it is there, or somebody has changed what is.
+func (r *Registry) putFile(tree *os.Root, b Beside, row besideRow) (placed bool, err error) {
+	now, err := besideDigest(tree, b.Path)
+	if err != nil {
+		return false, err
+	}
+	ours := now == "" || now == b.Digest || now == row.Digest || row.was != "" && now == row.was
+	switch {
+	case row.Path == "" && now != "" && now != b.Digest:
+		return false, &ForeignError{Path: b.Path}
+	case !ours:
+		return false, nil
+	case now == b.Digest && row.Digest == b.Digest && row.Version == b.Version && row.Package == b.Package:
+		return false, nil
+	}
+	err = r.write(func(tx *sql.Tx) error {
+		_, err := tx.Exec(`INSERT OR REPLACE INTO beside VALUES (?, ?, ?, ?, ?)`, b.Path, b.Package, b.Version, b.Digest, now)
+		return err
+	})
+	if err != nil || now == b.Digest {
+		return false, err
+	}
+	src, err := r.Source(b.Package, b.Version)
+	if err != nil {
+		return false, err
+	}
+	work, done, err := r.NewWork("beside")
+	if err != nil {
+		return false, err
+	}
+	defer done()
+	dir := filepath.Join(work, "source")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return false, err
+	}
+	if err := r.Extract(src, dir); err != nil {
+		return false, err
+	}
+	text, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(b.File)))
+	if err != nil {
+		return false, err
+	}
+	return true, replaceFile(tree, inTree(b.Path), text)
+}
+
+// replaceFile writes a file of tree, whole and durable or not at all.
+func replaceFile(tree *os.Root, name string, text []byte) error {
+	if err := tree.MkdirAll(path.Dir(name), 0o755); err != nil {
+		return err
+	}
+	temp := path.Join(path.Dir(name), tempName+path.Base(name)) // no suffix that anybody reads, but that of its name: the dot hides it
+	err := tree.Remove(temp)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := tree.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
+	if err == nil {
+		err = tree.Rename(temp, name)
+	}
+	if err != nil {
+		return errors.Join(err, tree.Remove(temp))
+	}
+	dir, err := tree.Open(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// dropFile takes a file away that nobody has changed, and its row.
+func (r *Registry) dropFile(tree *os.Root, row besideRow) error {
+	now, err := besideDigest(tree, row.Path)
+	if err != nil {
+		return err
+	}
+	if now != "" && (now == row.Digest || now == row.was) {
+		if err := tree.Remove(inTree(row.Path)); err != nil {
+			return err
+		}
+		for dir := path.Dir(inTree(row.Path)); strings.HasPrefix(dir, firmwareDir); dir = path.Dir(dir) {
+			if tree.Remove(dir) != nil { // it is not empty
+				break
+			}
+		}
+	}
+	return r.write(func(tx *sql.Tx) error {
+		_, err := tx.Exec(`DELETE FROM beside WHERE path = ?`, row.Path)
+		return err
+	})
+}
