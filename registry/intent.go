@@ -226,9 +226,7 @@ func (r *Registry) commit(m *modules, in intent, target []Install, outcome, reas
 			}
 		}
 		for _, i := range target {
-			if _, err := tx.Exec(`INSERT INTO install (release, module, path, package, version, artifact, digest, size, at, mtime)
-				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-				i.Release, i.Module, i.Path, i.Package, i.Version, i.Artifact, i.Digest, i.Size, i.At.UnixNano(), i.Mtime); err != nil {
+			if err := insertInstall(tx, i); err != nil {
 				return err
 			}
 		}
@@ -238,6 +236,13 @@ func (r *Registry) commit(m *modules, in intent, target []Install, outcome, reas
 		_, err := tx.Exec(`UPDATE intent SET done = 1 WHERE release = ?`, in.Release)
 		return err
 	})
+}
+
+func insertInstall(tx *sql.Tx, i Install) error {
+	_, err := tx.Exec(`INSERT INTO install (release, module, path, package, version, artifact, digest, size, at, mtime)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		i.Release, i.Module, i.Path, i.Package, i.Version, i.Artifact, i.Digest, i.Size, i.At.UnixNano(), i.Mtime)
+	return err
 }
 
 // abandon records that an intent failed and was undone.

@@ -136,7 +136,7 @@ func (r *Registry) RemoveSource(name string, versions ...string) error {
 
 // removeSource removes the rows of a source, and returns the blobs of its artifacts.
 func removeSource(tx *sql.Tx, name, version string) (blobs []string, err error) {
-	if err := checkUnused(tx, name, version); err != nil {
+	if err := checkUnused(tx, name, version, ""); err != nil {
 		return nil, err
 	}
 	as, err := collect(tx, scanArtifact, `SELECT digest, record FROM artifact WHERE package = ? AND version = ?`, name, version)
@@ -160,15 +160,15 @@ func removeSource(tx *sql.Tx, name, version string) (blobs []string, err error) 
 	return blobs, nil
 }
 
-// checkUnused looks at what is installed and at what a cut off command that
-// could not be finished yet would install.
-func checkUnused(tx *sql.Tx, name, version string) error {
+// checkUnused looks at what is installed, for one release or for any (""), and at what a cut off
+// command that could not be finished yet would install.
+func checkUnused(tx *sql.Tx, name, version, release string) error {
 	e := &InUseError{Name: name, Version: version}
-	rows, err := installRows(tx, "")
+	rows, err := installRows(tx, release)
 	if err != nil {
 		return err
 	}
-	intents, err := readIntents(tx, "")
+	intents, err := readIntents(tx, release)
 	if err != nil {
 		return err
 	}
@@ -183,6 +183,38 @@ func checkUnused(tx *sql.Tx, name, version string) error {
 	if e.Releases != nil {
 		return e
 	}
+	return nil
+}
+
+// RemoveArtifacts forgets what was built of a package version for a release, and the pins of it. The error
+// is an *InUseError while modules of it are installed there.
+func (r *Registry) RemoveArtifacts(name, version, release string) error {
+	var blobs []string
+	err := r.write(func(tx *sql.Tx) error {
+		if err := checkUnused(tx, name, version, release); err != nil {
+			return err
+		}
+		as, err := collect(tx, scanArtifact, `SELECT digest, record FROM artifact WHERE package = ? AND version = ? AND release = ?`, name, version, release)
+		if err != nil {
+			return err
+		}
+		for _, a := range as {
+			blobs = append(blobs, a.blobs()...)
+		}
+		for _, statement := range []string{
+			`DELETE FROM artifact WHERE package = ? AND version = ? AND release = ?`,
+			`DELETE FROM pin WHERE package = ? AND version = ? AND release = ?`,
+		} {
+			if _, err := tx.Exec(statement, name, version, release); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("forget the artifacts of %s@%s for %s: %w", name, version, release, err)
+	}
+	r.leave(r.dropBlobs(blobs))
 	return nil
 }
 

@@ -157,7 +157,8 @@ func (r *Registry) readRows() error {
 // agrees makes sure that a row is about a module of its artifact.
 func (i Install) agrees(a Artifact) error {
 	of := func(m Module) bool {
-		return m.Name == i.Module && i.Path == path.Join(modulesPath(i.Release), m.name())
+		ending, same := strings.CutPrefix(i.Path, path.Join(modulesPath(i.Release), m.name()))
+		return m.Name == i.Module && same && (ending == "" || moduleName(i.Path) == m.Name) // it may have been taken over compressed
 	}
 	if a.Package != i.Package || a.Version != i.Version || a.Release != i.Release || !slices.ContainsFunc(a.Modules, of) {
 		return &DamagedError{dbFile, fmt.Errorf("install row of %s for %s: artifact %s has no such module", i.Module, i.Release, i.Artifact)}
