@@ -23,6 +23,9 @@ type config struct {
 	Build struct {
 		Reuse *bool `toml:"reuse"` // builds for other kernels may be reused; nil leaves it to the manifests
 	} `toml:"build"`
+	DKMS struct {
+		Scripts bool `toml:"scripts"` // POST_INSTALL and its like are run, as root
+	} `toml:"dkms"`
 	Hook    hookConfig               `toml:"hook"`
 	Package map[string]packageConfig `toml:"package"` // by name
 }

@@ -28,6 +28,7 @@ type env struct {
 	quiet    bool
 	verbose  bool
 	brief    bool          // errors are one line each
+	front    string        // begins an error's line; "" is "kmodctl: "
 	patience time.Duration // to wait for another kmodctl, as registry.WriterOptions.Timeout
 	out      io.Writer
 	err      *screen
@@ -38,16 +39,9 @@ func (e *env) setUp(c *cli.Context) error {
 	if c.String("root") == "" {
 		return usagef("--root is empty: it is the folder of a machine, / for this one")
 	}
-	root, err := filepath.Abs(c.String("root"))
-	if err != nil {
+	if err := e.setRoot(c.String("root")); err != nil {
 		return err
 	}
-	if info, err := os.Stat(root); err != nil {
-		return fmt.Errorf("open root: %w", err)
-	} else if !info.IsDir() {
-		return fmt.Errorf("open root %s: not a folder", root)
-	}
-	e.root = kernel.Root(root)
 	e.json, e.dryRun = c.Bool("json"), c.Bool("dry-run")
 	e.quiet, e.verbose = c.Bool("quiet"), c.Bool("verbose")
 	if e.quiet {
@@ -61,6 +55,21 @@ func (e *env) setUp(c *cli.Context) error {
 			e.patience = -1 // not at all
 		}
 	}
+	return nil
+}
+
+// setRoot makes a folder the root of the machine to work on.
+func (e *env) setRoot(dir string) error {
+	root, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if info, err := os.Stat(root); err != nil {
+		return fmt.Errorf("open root: %w", err)
+	} else if !info.IsDir() {
+		return fmt.Errorf("open root %s: not a folder", root)
+	}
+	e.root = kernel.Root(root)
 	return nil
 }
 
@@ -198,6 +207,11 @@ func (e *env) command(verb string) string {
 func (e *env) close(reg *registry.Registry) {
 	if err := e.putBeside(reg); err != nil {
 		e.reportUntold(err)
+	}
+	if !e.dryRun {
+		if err := e.showDKMS(reg); err != nil {
+			e.changed("note: %s: %v", dkmsTreePath, err)
+		}
 	}
 	if err := reg.Close(); err != nil {
 		e.changed("note: %v", err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -22,11 +23,12 @@ import (
 
 // report prints an error for people: the error, the evidence, what to try. In one piece, since others may print too.
 func (e *env) report(err error) {
-	text := fmt.Sprintf("kmodctl: %v\n", err)
+	front := cmp.Or(e.front, "kmodctl: ")
+	text := fmt.Sprintf("%s%v\n", front, err)
 	var some partly
 	switch advice := hints(err); {
 	case errors.As(err, &some):
-		text = fmt.Sprintf("kmodctl: %v\n", some) // each step's own error has been reported
+		text = fmt.Sprintf("%s%v\n", front, some) // each step's own error has been reported
 	case e.brief:
 		text = firstLine(strings.TrimSuffix(text, "\n"))
 		if len(advice) > 0 {

@@ -22,6 +22,7 @@ type job struct {
 
 	reused map[target]registry.Artifact // what is reused, of another kernel
 	force  bool                         // shadow newer modules too
+	anew   string                       // the package that is built even where nothing has changed
 
 	jobs    *build.Jobserver // of the builds that go on; nil is one compiler at a time
 	options buildOptions     // of the command build; none for the others
@@ -260,6 +261,9 @@ func (j *job) step(src registry.Source, m *build.Manifest, unfit error, k kernel
 		return step, err
 	}
 	p, _ := j.pins.For(src.Name, k.Name)
+	if src.Name == j.anew {
+		art, ok = registry.Artifact{}, false
+	}
 	switch {
 	case ok && p.Artifact == art.Digest:
 		step.Action, step.Reason, step.InputHash = build.ActionCurrent, pinnedBuild, art.InputHash

@@ -7,6 +7,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
 
@@ -22,6 +23,9 @@ func main() {
 	vm.Main(func() int {
 		ctx, stop := interruptible()
 		defer stop()
+		if filepath.Base(os.Args[0]) == "dkms" {
+			return runDKMS(ctx, os.Args, os.Stdout, os.Stderr)
+		}
 		return run(ctx, os.Args, os.Stdout, os.Stderr)
 	})
 }
