@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -149,8 +150,9 @@ func (e *env) hostPath(name string) string {
 	return host
 }
 
-// unknownOf are the modules and builds on the disk that known does not have.
-func unknownOf(disk, known []dkmsModule) (out []dkmsModule) {
+// unknownOf are the modules on the disk that known does not have, and the builds; done reports whether one that it has
+// needs no further look.
+func unknownOf(disk, known []dkmsModule, done func(m dkmsModule, b dkmsBuild) bool) (out []dkmsModule) {
 	for _, m := range disk {
 		i := slices.IndexFunc(known, func(k dkmsModule) bool { return k.name == m.name && k.version == m.version })
 		if i < 0 {
@@ -158,7 +160,7 @@ func unknownOf(disk, known []dkmsModule) (out []dkmsModule) {
 			continue
 		}
 		m.builds = slices.DeleteFunc(m.builds, func(b dkmsBuild) bool {
-			return slices.ContainsFunc(known[i].builds, func(k dkmsBuild) bool { return k.release == b.release })
+			return slices.ContainsFunc(known[i].builds, func(k dkmsBuild) bool { return k.release == b.release }) && done(m, b)
 		})
 		if m.broken = false; len(m.builds) > 0 {
 			out = append(out, m)
@@ -177,7 +179,17 @@ func (a *adoption) all(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range unknownOf(disk, known) {
+	view, err := a.openView()
+	if err != nil || view == nil {
+		return err
+	}
+	defer view.tree.Close()
+	// A build that we have not put there is DKMS's: one that was killed may have taken over only part of it.
+	ours := func(m dkmsModule, b dkmsBuild) bool {
+		at := path.Join(m.name, m.version, b.release, b.arch, "module") + "/"
+		return slices.ContainsFunc(slices.Collect(maps.Keys(view.made)), func(name string) bool { return strings.HasPrefix(name, at) })
+	}
+	for _, m := range unknownOf(disk, known, ours) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -266,23 +278,14 @@ func (a *adoption) build(ctx context.Context, src registry.Source, conf dkms.Con
 	if err != nil {
 		return err
 	}
-	art, why, err := a.artifact(ctx, src, b, found)
+	art, why, err := a.artifact(ctx, src, b, found, conf)
 	if err != nil {
 		return err
 	}
-	if text, err := a.root.ReadFile(path.Join(at, "log", "make.log")); err == nil {
-		head := fmt.Sprintf("%s %s for %s, built by DKMS\n", src.Name, src.Version, b.release) // a log begins with the name: docs/registry-format.md
-		if art.Log, _, err = a.reg.PutBlob(ctx, bytes.NewReader(append([]byte(head), text...))); err != nil {
+	if art.Digest == "" {
+		if art, err = a.keep(ctx, art, at, found); err != nil {
 			return err
 		}
-	}
-	files := map[string]string{}
-	for _, f := range found {
-		f.Place = strings.Trim(a.places(conf, f)[0], "/")
-		art.Modules, files[f.Name] = append(art.Modules, f.Module), f.plain
-	}
-	if art, err = a.reg.PutArtifact(ctx, art, files); err != nil {
-		return err
 	}
 	var back []registry.Original
 	if b.installed {
@@ -292,6 +295,21 @@ func (a *adoption) build(ctx context.Context, src registry.Source, conf dkms.Con
 	}
 	a.tell(dkmsModule{name: src.Name, version: src.Version}, b, why)
 	return a.clear(src, b, back)
+}
+
+// keep stores an artifact with its log and its modules.
+func (a *adoption) keep(ctx context.Context, art registry.Artifact, at string, found []foundModule) (_ registry.Artifact, err error) {
+	if text, err := a.root.ReadFile(path.Join(at, "log", "make.log")); err == nil {
+		head := fmt.Sprintf("%s %s for %s, built by DKMS\n", art.Package, art.Version, art.Release) // a log begins with the name: docs/registry-format.md
+		if art.Log, _, err = a.reg.PutBlob(ctx, bytes.NewReader(append([]byte(head), text...))); err != nil {
+			return art, err
+		}
+	}
+	files := map[string]string{}
+	for _, f := range found {
+		files[f.Name] = f.plain
+	}
+	return a.reg.PutArtifact(ctx, art, files)
 }
 
 // foundModule is a module as DKMS keeps it.
@@ -331,7 +349,7 @@ func (a *adoption) modules(dir, work string) (out []foundModule, err error) {
 			return nil, err
 		}
 		f.Module = moduleFacts(f.info)
-		f.File = stem + ".ko"
+		f.File, f.Digest = stem+".ko", sha256Of(plain)
 		out = append(out, f)
 	}
 	if len(out) == 0 {
@@ -341,9 +359,20 @@ func (a *adoption) modules(dir, work string) (out []foundModule, err error) {
 }
 
 // artifact is what the registry keeps of a build of DKMS. One that fits its kernel counts as built from
-// today's inputs, since DKMS wrote down none; why says what speaks against that.
-func (a *adoption) artifact(ctx context.Context, src registry.Source, b dkmsBuild, found []foundModule) (art registry.Artifact, why string, err error) {
+// today's inputs, since DKMS wrote down none; why says what speaks against that. One that is stored already has a Digest.
+func (a *adoption) artifact(ctx context.Context, src registry.Source, b dkmsBuild, found []foundModule, conf dkms.Conf) (art registry.Artifact, why string, err error) {
 	art = registry.Artifact{Package: src.Name, Version: src.Version, Release: b.release}
+	for _, f := range found {
+		f.Place = strings.Trim(a.places(conf, f)[0], "/")
+		art.Modules = append(art.Modules, f.Module)
+	}
+	stored, ok, err := a.reg.Artifact(src.Name, src.Version, b.release)
+	other := func(m registry.Module) bool {
+		return !slices.ContainsFunc(art.Modules, func(n registry.Module) bool { return n.Name == m.Name && n.Digest == m.Digest })
+	}
+	if err != nil || ok && len(stored.Modules) == len(art.Modules) && !slices.ContainsFunc(stored.Modules, other) {
+		return stored, "", err
+	}
 	if info, err := os.Stat(a.hostPath(path.Join(dkmsTreePath, src.Name, src.Version, b.release, b.arch, "module"))); err == nil {
 		art.Built = info.ModTime()
 	}
@@ -399,8 +428,16 @@ func misfit(k kernel.Release, b dkmsBuild, found []foundModule) string {
 // installed makes rows of the modules that are installed as DKMS has built them, and puts back those of the
 // kernel that it had put aside for them, which it returns.
 func (a *adoption) installed(ctx context.Context, conf dkms.Conf, art registry.Artifact, b dkmsBuild, found []foundModule) ([]registry.Original, error) {
-	var rows []registry.Install
+	rows, err := a.reg.Installs(art.Package)
+	if err != nil {
+		return nil, err
+	}
+	rows = slices.DeleteFunc(rows, func(r registry.Install) bool { return r.Release != art.Release })
+	taken := len(rows) > 0 // by an adoption that was killed
 	for _, f := range found {
+		if taken {
+			break
+		}
 		for _, place := range a.places(conf, f) {
 			file := path.Join("/lib/modules", b.release, place, f.file)
 			if data, err := a.root.ReadFile(file); err == nil && sha256Of(data) == f.sum {
@@ -414,8 +451,8 @@ func (a *adoption) installed(ctx context.Context, conf dkms.Conf, art registry.A
 		return nil, nil
 	}
 	back, err := a.putBack(conf, art, b, rows)
-	if err != nil {
-		return nil, err
+	if err != nil || taken {
+		return back, err
 	}
 	return back, a.reg.TakeOver(ctx, art, rows, back)
 }

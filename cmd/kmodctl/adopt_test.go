@@ -201,3 +201,56 @@ func updatesOf(t testing.TB, root string) string {
 	}
 	return string(out)
 }
+
+// TestAdoptKilled kills an adoption at each third time that it waits for the disk; the next one carries it through.
+func TestAdoptKilled(t *testing.T) {
+	rel := releases(t)[0]
+	root := newRoot(t, rel)
+	dkmsSource(t, root, "dummy", "9.0")
+	dkmsBuilt(t, root, "dummy", "9.0", rel, "", true)
+	own := "/lib/modules/" + rel + "/kernel/drivers/net/dummy.ko"
+	aside := filepath.Join(root, "var/lib/dkms/dummy/original_module", rel, "x86_64")
+	if err := os.MkdirAll(aside, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(root, own), filepath.Join(aside, "dummy.ko")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, aside, "dummy.ko.origin", own+"\n")
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := updatesOf(t, root)
+	saved := filepath.Join(t.TempDir(), "dkms")
+	run := func(argv ...string) {
+		t.Helper()
+		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", argv, err, out)
+		}
+	}
+	tree := filepath.Join(root, "var/lib/dkms")
+	run("cp", "-a", tree, saved)
+	for n := 1; ; n += 3 {
+		run("rm", "-rf", tree, filepath.Join(root, "var/lib/kmodctl"), filepath.Join(root, own))
+		run("cp", "-a", saved, tree)
+		r := command(t, exec.Command("strace", "-f", "-o", "/dev/null", "-e", "trace=fsync,fdatasync",
+			"-e", fmt.Sprintf("inject=fsync,fdatasync:signal=SIGKILL:when=%d", n), path, "--root", root, "adopt"))
+		must(t, "--root", root, "adopt")
+		dkmsStatusIs(t, root, "dummy/9.0, "+rel+", x86_64: installed (Original modules exist)")
+		must(t, "--root", root, "verify")
+		if after := updatesOf(t, root); after != before {
+			t.Errorf("killed at sync %d: under updates there was\n%sand now is\n%s", n, before, after)
+		}
+		if _, err := os.Stat(filepath.Join(root, own)); err != nil {
+			t.Errorf("killed at sync %d: %v", n, err)
+		}
+		if _, err := os.Stat(aside); err == nil {
+			t.Errorf("killed at sync %d: what was put aside is still there", n)
+		}
+		if r.code == 0 {
+			t.Logf("%d points", n/3)
+			return
+		}
+	}
+}

@@ -189,7 +189,7 @@ func (e *env) dkmsStatus(ctx context.Context, call dkmsCall) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range unknownOf(disk, known) {
+	for _, m := range unknownOf(disk, known, func(dkmsModule, dkmsBuild) bool { return true }) {
 		i := slices.IndexFunc(known, func(k dkmsModule) bool { return k.name == m.name && k.version == m.version })
 		if i < 0 {
 			known = append(known, m)
