@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -43,8 +44,8 @@ func hasConf(src registry.Source) bool {
 type confs struct {
 	mu    sync.Mutex
 	known map[artifactKey]confManifest
-	admin []string // names of files in /etc/dkms that may be about a package
-	frame string   // the administrator's settings of DKMS itself, and the state of /usr/src
+	admin map[string]string // the administrator's files about packages: text by name
+	frame string            // the administrator's settings of DKMS itself, and the state of /usr/src
 	place func(location string) string
 }
 
@@ -84,31 +85,23 @@ func (c *confs) manifest(j *job, src registry.Source, k kernel.Release) (*build.
 // look reads what is the same for all packages.
 func (c *confs) look(root kernel.Root) error {
 	c.place = placesIn(root)
-	const dir = "/etc/dkms"
-	entries, err := root.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	files, err := confFiles(root, "/etc/dkms")
+	if err != nil {
 		return err
 	}
-	settings := []string{dir + "/framework.conf"}
-	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), ".conf") {
-			c.admin = append(c.admin, e.Name())
-		}
-	}
-	more, err := root.ReadDir(dir + "/framework.conf.d")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	more, err := confFiles(root, "/etc/dkms/framework.conf.d")
+	if err != nil {
 		return err
 	}
-	for _, e := range more {
-		settings = append(settings, dir+"/framework.conf.d/"+e.Name())
+	const own = "framework.conf"
+	if text, ok := files[own]; ok {
+		more[own] = text
+		delete(files, own)
 	}
+	c.admin = files
 	var all strings.Builder
-	for _, name := range settings {
-		text, err := root.ReadFile(name)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		fmt.Fprintf(&all, "%s %q\n", name, text)
+	for _, name := range slices.Sorted(maps.Keys(more)) {
+		fmt.Fprintf(&all, "%s %q\n", name, more[name])
 	}
 	// Some look there for the sources of others.
 	if host, err := root.Path("/usr/src"); err == nil {
@@ -118,6 +111,28 @@ func (c *confs) look(root kernel.Root) error {
 	}
 	c.frame = all.String()
 	return nil
+}
+
+// confFiles reads the *.conf of a folder, which need not be there: text by name.
+func confFiles(root kernel.Root, dir string) (map[string]string, error) {
+	entries, err := root.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	files := map[string]string{}
+	for _, e := range entries {
+		if e.IsDir() || !strings.HasSuffix(e.Name(), ".conf") {
+			continue
+		}
+		text, err := root.ReadFile(path.Join(dir, e.Name()))
+		if errors.Is(err, fs.ErrNotExist) { // a link that leads nowhere
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		files[e.Name()] = string(text)
+	}
+	return files, nil
 }
 
 // confReader is the version of how a dkms.conf is evaluated: raise it when the same file comes to say something else.
@@ -131,15 +146,10 @@ func (c *confs) read(j *job, src registry.Source, k kernel.Release) (conf dkms.C
 	}
 	given := sha256.New()
 	fmt.Fprintf(given, "%s %s %s %s %s\n%s", confReader, src.Digest, k.Name, k.Arch, config, c.frame)
-	for _, name := range c.admin {
-		if !strings.HasPrefix(name, src.Name) { // one for another kernel counts too: when it changes, this is asked once in vain
-			continue
+	for _, name := range slices.Sorted(maps.Keys(c.admin)) {
+		if strings.HasPrefix(name, src.Name) { // one for another kernel counts too: when it changes, this is asked once in vain
+			fmt.Fprintf(given, "%s %q\n", name, c.admin[name])
 		}
-		text, err := j.root.ReadFile("/etc/dkms/" + name)
-		if err != nil {
-			return conf, err
-		}
-		fmt.Fprintf(given, "%s %q\n", name, text)
 	}
 	text, err := j.reg.ConfFact(src, k.Name, fmt.Sprintf("%x", given.Sum(nil)), func() (string, error) {
 		conf, err := j.evaluate(src, k)
