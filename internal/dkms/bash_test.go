@@ -45,7 +45,7 @@ var snippets = []string{
 	`{ X=a; Y=b; }`, `( X=a ); Y=$X`, `true && X=1 || X=2`, `false && X=1 || X=2`, `! true; X=$?`, `X=a Y=b true; Z=$X`, `X=a echo hi >&2 2>/dev/null`,
 	"X=$(cat <<E\na $((1+1))\nE\n)", "X=$(cat <<'E'\na $Y\nE\n)", `X=$(cat <<< "a b")`, "if true\nthen\n  X=1\nfi", "X=a \\\n  Y=b", "X=\"a \\\n b\"",
 	"X=a\r\nY=b\r\n", `X=$(echo a >/dev/null)`, `X=$(echo a 2>/dev/null)`, `X=$(echo a >&2)`, `X=$PWD`, `cd /usr; X=$PWD`,
-	`pushd /usr >/dev/null; X=$PWD; popd >/dev/null; Y=$PWD`, `X=$UID`, `command -v nosuchprogram; X=$?`, `command -v echo >/dev/null; X=$?`,
+	`pushd /usr >/dev/null; X=$PWD; popd >/dev/null; Y=$PWD`, `command -v nosuchprogram; X=$?`, `command -v echo >/dev/null; X=$?`,
 	`Y='a b'; X=${Y@Q}`, `Y=abc; X=${Y//[ab]/x}`, `Y=aaa; X=${Y/a}`, `Y=a/b/c; X=${Y//\//-}`, `Y=abc; X=${Y/b/"&"}`, `X=$(echo /nonexistent*)`,
 	`X=(/nonexistent*)`, `X="${Y[@]}"; Z=${#Y[*]}`, `Y=(a b c); X="${Y[*]}"`, `Y=(a b c); X=${Y[-1]}`, `Y=(a b c d); X="${Y[@]:1:2}"`,
 	`Y=([1]=a [4]=b); X="${!Y[@]}"`, `Y=(a1 b2); X="${Y[@]/[0-9]/}"`, `Y=(a1 b2); X=("${Y[@]%?}")`, `set -- a b; X=$2`, `X=1; false`,
