@@ -123,12 +123,12 @@ func (r *Registry) Attempts(pkg, release string, n int) ([]Attempt, error) {
 
 // Failures returns, of some packages or of all when none is named, the last build of each
 // version for each kernel release where that failed: Package, Version, Release,
-// InputHash, Error and Class.
+// InputHash, Error, Class and Log.
 func (r *Registry) Failures(packages ...string) ([]Attempt, error) {
 	of, args := ofPackages(packages)
 	as, err := collect(r.db, func(rows *sql.Rows, a *Attempt) error {
-		return rows.Scan(&a.Package, &a.Version, &a.Release, &a.InputHash, &a.Error, &a.Class)
-	}, `SELECT package, version, release, input_hash, error, class FROM attempt WHERE id IN (
+		return rows.Scan(&a.Package, &a.Version, &a.Release, &a.InputHash, &a.Error, &a.Class, &a.Log)
+	}, `SELECT package, version, release, input_hash, error, class, log FROM attempt WHERE id IN (
 		SELECT id FROM (SELECT max(id) AS id, outcome FROM attempt
 			WHERE op = 'build' AND outcome IN ('ok', 'failed')`+of+` GROUP BY package, version, release)
 		WHERE outcome = 'failed')`, args...)

@@ -70,10 +70,12 @@ func TestDKMS(t *testing.T) {
 	says(t, dkms(10, "build one/1.0 -k "+rel+" --force").stderr, "one.c:1")
 	is("one/1.0, " + rel + ", x86_64: installed")
 	exists(ko, true)
+	exists(filepath.Join(tree, "one/1.0/build/make.log"), true)
 	// What is changed in /usr/src is what is built.
 	write(t, dir, "one.c", strings.Replace(string(text), "GPL", "Dual MIT/GPL", 1))
 	dkms(0, "build one/1.0 -k "+rel)
 	is("one/1.0, " + rel + ", x86_64: installed (Differences between built and installed modules)")
+	exists(filepath.Join(tree, "one/1.0/build"), false)
 	dkms(0, "install one/1.0 -k "+rel)
 	is("one/1.0, " + rel + ", x86_64: installed")
 

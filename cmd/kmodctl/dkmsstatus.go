@@ -15,6 +15,7 @@ type dkmsModule struct {
 	name, version string
 	broken        bool // its source is gone, and we have no copy of it
 	builds        []dkmsBuild
+	failed        string // digest of the log of the last build that failed, and was not done over
 }
 
 // dkmsBuild is what was built of it for a kernel.
@@ -113,6 +114,15 @@ func (e *env) dkmsKnown(reg *registry.Registry) ([]dkmsModule, error) {
 	drift, err := registry.LookAt(e.root, installs, false)
 	if err != nil {
 		return nil, err
+	}
+	failures, err := reg.Failures(names...)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range failures {
+		if i := slices.IndexFunc(out, func(m dkmsModule) bool { return m.name == f.Package && m.version == f.Version }); i >= 0 {
+			out[i].failed = f.Log
+		}
 	}
 	arch, err := e.archOf()
 	if err != nil {

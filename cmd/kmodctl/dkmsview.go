@@ -212,6 +212,7 @@ func viewOf(reg *registry.Registry, known []dkmsModule) map[string]viewedFile {
 	for _, m := range known {
 		of := path.Join(m.name, m.version)
 		want[path.Join(of, "source")] = viewedFile{Link: path.Join(dkmsSources, m.name+"-"+m.version)}
+		blob(path.Join(of, "build", "make.log"), m.failed)
 		for _, b := range m.builds {
 			at := path.Join(of, b.release, b.arch)
 			for _, mod := range b.artifact.Modules {
