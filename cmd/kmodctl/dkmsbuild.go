@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,12 +49,13 @@ func (d *dkmsRun) add(ctx context.Context) (registry.Source, error) {
 	if err != nil {
 		return none, dkmsError{4, err}
 	}
-	if conf := cmp.Or(d.conf, filepath.Join(dir, dkms.ConfFile)); d.conf != "" {
-		if text, err = os.ReadFile(conf); err != nil {
+	checked := text
+	if d.conf != "" { // of -c: DKMS checks that one, and goes by the other ever after
+		if checked, err = os.ReadFile(d.conf); err != nil {
 			return none, dkmsError{4, err}
 		}
 	}
-	src := registry.Source{Name: d.module, Version: d.version, Origin: dir, Manifest: string(text)}
+	src := registry.Source{Name: d.module, Version: d.version, Origin: dir, Manifest: string(checked)}
 	conf, err := d.readConf(ctx, dir, src)
 	if err != nil {
 		return none, err
