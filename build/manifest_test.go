@@ -95,9 +95,9 @@ func TestManifestErrors(t *testing.T) {
 		{head + "name.x = 1", `read kmod.toml:3:6: unknown key "x"`},
 		// wrong types
 		{"name = 3", "read kmod.toml:1:8: name must be a string"},
-		{head + "[files]\nudev = [\"a.txt\"]", "does not end in .rules"},
-		{head + "[files]\nfirmware = [\"../x\"]", "holds .. and may lead out of the source"},
-		{head + "[files]\nmodprobe = [\"a/x.conf\", \"b/x.conf\"]", "\"x.conf\" is there twice"},
+		{head + "[files]\nudev = [\"a.txt\"]", "read kmod.toml:4:9: files.udev[0] \"a.txt\" does not end in .rules: nobody would read it"},
+		{head + "[files]\nfirmware = [\"../x\"]", "read kmod.toml:4:13: files.firmware[0] \"../x\" holds .. and may lead out of the source"},
+		{head + "[files]\nmodprobe = [\"a/x.conf\", \"b/x.conf\"]", "read kmod.toml:4:25: files.modprobe[1] \"x.conf\" is there twice"},
 		{head + "required = \"yes\"", "read kmod.toml:3:12: required must be true or false"},
 		{head + "module = \"a\"", "read kmod.toml:3:10: module must be a list of tables, each under [[module]]"},
 		{head + "[module]\nname = \"a\"", "read kmod.toml:3:2: module must be a list of tables, each under [[module]]"},
