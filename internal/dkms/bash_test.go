@@ -57,6 +57,7 @@ var snippets = []string{
 
 // beyond are snippets that the interpreter would get wrong, or that have no place in a dkms.conf: they are refused.
 var beyond = []string{
+	`[ /usr -nt /etc ] && X=1`, `[ -w /etc ] && X=1`,
 	"X='a`b'",
 	`X[0]=a; X[0]+=b`, `Y=6.1.0-56-amd64; IFS=.- ; set -- $Y; X=$2`, `[[ 1+1 -eq 2 ]]; X=$?`, `Y=08; [[ $Y -lt 9 ]]; X=$?`, `[[ 6.1 -lt 7 ]]; X=$?`,
 	`[[ abc -lt 7 ]]; X=$?`, `[[ "5 6" -lt 7 ]]; X=$?`, `[[ 56-amd64 -gt 5 ]]; X=$?`, `[[ 99999999999999999999 -gt 5 ]]; X=$?`,

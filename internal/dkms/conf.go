@@ -53,7 +53,11 @@ func newConf(file string, r *reply, k kernel.Release) (Conf, error) {
 
 func (c *reader) fail(name, format string, args ...any) {
 	if c.err == nil {
-		c.err = &Error{c.file, c.Lines[name], fmt.Sprintf(format, args...)}
+		at, ok := c.Set[name]
+		if !ok {
+			at.File = c.file
+		}
+		c.err = &Error{at.File, at.Line, fmt.Sprintf(format, args...)}
 	}
 }
 
@@ -284,9 +288,9 @@ func (c *reader) warn() {
 			c.conf.Warnings = append(c.conf.Warnings, name+" has no effect any more: take it out")
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(c.Lines)) {
+	for _, name := range slices.Sorted(maps.Keys(c.Set)) {
 		if near := misspelt(name); near != "" {
-			c.conf.Warnings = append(c.conf.Warnings, fmt.Sprintf("%s in line %d is no directive (nearest: %s)", name, c.Lines[name], near))
+			c.conf.Warnings = append(c.conf.Warnings, fmt.Sprintf("%s in line %d is no directive (nearest: %s)", name, c.Set[name].Line, near))
 		}
 	}
 	for line := range strings.Lines(c.Stderr) {

@@ -89,6 +89,10 @@ func TestOverrides(t *testing.T) {
 	if diff := cmp.Diff(Framework{"dkms_tree": "/srv/dkms/2"}, frame); diff != "" || err != nil {
 		t.Errorf("%v, %s", err, diff)
 	}
+	k.Root = newRoot(t, map[string]string{"etc/dkms/evil.conf": "\nDEST_MODULE_LOCATION=/opt\n"})
+	if _, err := Evaluate(t.Context(), Source{Text: []byte(head)}, k); err == nil || !strings.Contains(err.Error(), "read /etc/dkms/evil.conf:2: DEST_MODULE_LOCATION[0]") {
+		t.Error(err)
+	}
 	k.Root = newRoot(t, map[string]string{"etc/dkms/evil.conf": "\nMAKE=`touch /x`\n"})
 	if _, err := Evaluate(t.Context(), Source{Text: []byte(head)}, k); err == nil || !strings.Contains(err.Error(), "read /etc/dkms/evil.conf:2: it runs touch") {
 		t.Error(err)
@@ -104,6 +108,7 @@ func TestRoot(t *testing.T) {
 		"usr/src/linux-headers-9.9.9/scripts/x":      "",
 		"lib/modules/9.9.9/modules.order":            "",
 		"src/version":                                "7.1\n",
+		"etc/some-release":                           "",
 	})
 	must(t, os.Symlink("/usr/src/linux-headers-9.9.9", filepath.Join(string(root), "lib/modules/9.9.9/build")))
 	found, err := kernel.Find(root)
@@ -115,10 +120,11 @@ func TestRoot(t *testing.T) {
 . $kernel_source_dir/.config
 here=$(dirname $BASH_SOURCE)
 PACKAGE_VERSION=$(cat $here/version)
-PRE_BUILD="$here/x $CONFIG_PCI $(grep -c CONFIG /lib/modules/$(uname -r)/build/.config) $(arch)"
+PRE_BUILD="$here/x $CONFIG_PCI $(sed -n '/CONFIG/p' /lib/modules/$(uname -r)/build/.config | wc -l) $(arch)"
 BUILD_EXCLUSIVE_CONFIG="CONFIG_PCI !CONFIG_NET"
+[ -f /etc/some-release -a ! -e /etc/passwd ] && POST_BUILD=root
 `), Name: "evil", Version: "7.1"}, found[0])
-	if want := "/var/lib/dkms/evil/7.1/source/x m 3 x86_64"; err != nil || conf.PreBuild != want || conf.Version != "7.1" || conf.Excluded != "" {
+	if want := "/var/lib/dkms/evil/7.1/source/x m 3 x86_64"; err != nil || conf.PreBuild != want || conf.Version != "7.1" || conf.PostBuild != "root" || conf.Excluded != "" {
 		t.Errorf("%v: %+v, not %q", err, conf, want)
 	}
 }

@@ -10,13 +10,10 @@ import (
 	"mvdan.cc/sh/v3/interp"
 )
 
-// What lies outside of what a conf may read is not there for it.
+// That a file is there a conf may ask of each, as far as the build user sees it; what is in it only of those that it may read.
 
 func (s *shell) stat(ctx context.Context, name string, follow bool) (fs.FileInfo, error) {
-	path, ok := s.host(ctx, name)
-	if !ok && path != "/" {
-		return nil, &fs.PathError{Op: "stat", Path: name, Err: fs.ErrNotExist}
-	}
+	path, _ := s.host(ctx, name)
 	if follow {
 		return os.Stat(path)
 	}
@@ -24,10 +21,7 @@ func (s *shell) stat(ctx context.Context, name string, follow bool) (fs.FileInfo
 }
 
 func (s *shell) access(ctx context.Context, name string, mode interp.AccessMode) error {
-	path, ok := s.host(ctx, name)
-	if !ok && path != "/" {
-		return fs.ErrNotExist
-	}
+	path, _ := s.host(ctx, name)
 	return unix.Access(path, uint32(mode))
 }
 

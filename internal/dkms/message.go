@@ -18,6 +18,7 @@ type message struct {
 	Vars  map[string]string // that a conf may use
 	Uname [3]string         // uname -r, -m and -s
 	Maps  []mapping         // places that are elsewhere for this process
+	Root  string            // below which everything else is; "" for this machine's
 	Reads []string          // all that may be read, as this process opens it
 
 	UID, GID int // whom the child becomes
@@ -54,10 +55,16 @@ func (v values) max(names ...string) int {
 // reply is what the child says.
 type reply struct {
 	Values values
-	Lines  map[string]int  // where a variable is set in the first file
-	Bare   map[string]bool // set there without an index
-	Stderr string          // what the files wrote
+	Set    map[string]place // where a variable is set, the last of the files that do
+	Bare   map[string]bool  // set without an index
+	Stderr string           // what the files wrote
 	Fault  *Error
+}
+
+// place is a line of a file.
+type place struct {
+	File string
+	Line int
 }
 
 // newMessage is about a source's own dkms.conf alone.
@@ -85,6 +92,9 @@ func newMessage(s Source, shown string, k kernel.Release, frame Framework) *mess
 			"parallel_jobs": strconv.Itoa(runtime.NumCPU()),
 		},
 		Uname: [3]string{k.Name, k.Arch, "Linux"},
+	}
+	if !k.Root.IsHost() {
+		m.Root, _ = filepath.Abs(string(k.Root)) // it fails only in a folder that is gone
 	}
 	if s.Dir != "" {
 		for _, name := range []string{own, filepath.Join(sourceTree, s.Name+"-"+s.Version)} {

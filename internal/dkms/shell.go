@@ -35,18 +35,16 @@ func newShell(m *message) *shell {
 // that it knows, NAME[i]="value", without quoting anything; then it runs what was printed, in the shell that
 // the next file sees. So a value's $, quotes and blanks count twice.
 func (s *shell) evaluate(ctx context.Context) (*reply, error) {
-	r := &reply{Values: s.values, Lines: map[string]int{}, Bare: map[string]bool{}}
-	for i, f := range s.Files {
+	r := &reply{Values: s.values, Set: map[string]place{}, Bare: map[string]bool{}}
+	for _, f := range s.Files {
 		program, err := parse(f.Text, f.Name)
 		if err != nil {
 			return nil, err
 		}
-		if i == 0 {
-			assignments(program, r)
-		}
+		assignments(program, r)
 		printed, err := s.first(ctx, f, program)
 		if err == nil {
-			err = s.second(ctx, f, printed, r.Lines)
+			err = s.second(ctx, f, printed, r.Set)
 		}
 		if err != nil {
 			return nil, err
@@ -60,7 +58,7 @@ func (s *shell) evaluate(ctx context.Context) (*reply, error) {
 func assignments(program *syntax.File, r *reply) {
 	syntax.Walk(program, func(n syntax.Node) bool {
 		if a, ok := n.(*syntax.Assign); ok && a.Name != nil {
-			r.Lines[a.Name.Value] = int(a.Pos().Line())
+			r.Set[a.Name.Value] = place{program.Name, int(a.Pos().Line())}
 			r.Bare[a.Name.Value] = r.Bare[a.Name.Value] || a.Index == nil && a.Array == nil
 		}
 		return true
@@ -122,7 +120,7 @@ func indexes(v expand.Variable) (list []int) {
 }
 
 // second runs what first printed.
-func (s *shell) second(ctx context.Context, f file, lines []printed, at map[string]int) error {
+func (s *shell) second(ctx context.Context, f file, lines []printed, at map[string]place) error {
 	r, err := s.runner(f.Path, io.Discard)
 	if err != nil {
 		return err
@@ -131,11 +129,11 @@ func (s *shell) second(ctx context.Context, f file, lines []printed, at map[stri
 		name, _, _ := strings.Cut(p.name, "[")
 		program, err := parse(p.line, f.Name)
 		if err != nil || !assigns(program) {
-			return &Error{f.Name, at[name], fmt.Sprintf("DKMS reads values twice, and the second time %s does not hold together: %s: put \\ before the quotes inside it", p.name, p.line)}
+			return &Error{f.Name, at[name].Line, fmt.Sprintf("DKMS reads values twice, and the second time %s does not hold together: %s: put \\ before the quotes inside it", p.name, p.line)}
 		}
 		if err := s.run(ctx, r, program, f.Name); err != nil {
 			if bad := (*Error)(nil); errors.As(err, &bad) {
-				bad.Line = at[name]
+				bad.Line = at[name].Line
 			}
 			return err
 		}
@@ -265,7 +263,10 @@ func (s *shell) host(ctx context.Context, name string) (path string, ok bool) {
 	if !filepath.IsAbs(name) {
 		name = filepath.Join(interp.HandlerCtx(ctx).Dir, name)
 	}
-	path = s.mapped(filepath.Clean(name))
+	name = filepath.Clean(name)
+	if path = s.mapped(name); path == name {
+		path = filepath.Join("/", s.Root, name)
+	}
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return path, slices.ContainsFunc(s.Reads, func(dir string) bool { return within(path, dir) })

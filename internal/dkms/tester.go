@@ -10,6 +10,28 @@ import (
 	"mvdan.cc/sh/v3/interp"
 )
 
+// test is [ and test as bash has them: the interpreter's takes what is no number for 0. args begins with the name.
+func (s *shell) test(ctx context.Context, args []string) error {
+	hc := interp.HandlerCtx(ctx)
+	if args[0] == "[" {
+		if args[len(args)-1] != "]" {
+			fmt.Fprintln(hc.Stderr, "[: missing ]")
+			return interp.ExitStatus(2)
+		}
+		args = args[:len(args)-1]
+	}
+	t := &tester{s: s, ctx: ctx, words: args[1:]}
+	holds := t.evaluate()
+	switch {
+	case t.bad != "":
+		fmt.Fprintf(hc.Stderr, "%s: %s\n", args[0], t.bad)
+		return interp.ExitStatus(2)
+	case !holds:
+		return interp.ExitStatus(1)
+	}
+	return nil
+}
+
 // tester evaluates the words of a test, test(1p): by their number up to four, else by precedence.
 type tester struct {
 	s     *shell
@@ -151,7 +173,7 @@ func (t *tester) binary(left, op, right string) bool {
 	case ">":
 		return left > right
 	case "-nt", "-ot", "-ef":
-		return t.fail("kmodctl cannot evaluate %s", op)
+		return t.unknown(op)
 	}
 	a, ok := t.number(left)
 	if !ok {
@@ -212,5 +234,11 @@ func (t *tester) unary(op, word string) bool {
 	case "-s":
 		return err == nil && info.Size() > 0
 	}
-	return t.fail("kmodctl cannot evaluate %s", op)
+	return t.unknown(op)
+}
+
+// unknown refuses a test that depends on more than the files' being there.
+func (t *tester) unknown(op string) bool {
+	t.s.refuse(t.ctx, "kmodctl cannot evaluate the test %s: write it without", op)
+	return false
 }
