@@ -206,7 +206,7 @@ func TestDKMSUpgrade(t *testing.T) {
 		t.Errorf("modules.dep has one.ko (%v)", err)
 	}
 	dkmsRuns(t, root, 0, "remove", "one/1.1", "--all")
-	for _, dir := range []string{"var/lib/dkms/one", "lib/modules/" + rels[0] + "/updates"} {
+	for _, dir := range []string{"var/lib/dkms/one", "var/lib/dkms/.kmodctl", "lib/modules/" + rels[0] + "/updates"} {
 		if _, err := os.Stat(filepath.Join(root, dir)); err == nil {
 			t.Errorf("%s is still there", dir)
 		}

@@ -181,11 +181,14 @@ func (v *dkmsView) remove(name string) error {
 
 // save writes down what was made.
 func (v *dkmsView) save() error {
+	if len(v.made) == 0 {
+		return ignoreGone(v.tree.Remove(viewFile))
+	}
 	text, err := json.Marshal(v.made)
 	if err != nil {
 		return err
 	}
-	if old, err := v.tree.ReadFile(viewFile); err == nil && string(old) == string(text) || err != nil && len(v.made) == 0 {
+	if old, err := v.tree.ReadFile(viewFile); err == nil && string(old) == string(text) {
 		return nil
 	}
 	if err := v.tree.WriteFile(viewTemp, text, 0o644); err != nil {
