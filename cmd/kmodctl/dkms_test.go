@@ -106,7 +106,7 @@ func TestDKMS(t *testing.T) {
 	exists(filepath.Join(tree, "one"), false)
 	exists(filepath.Dir(filepath.Dir(ko)), false)
 
-	// A folder is copied to /usr/src first; a Makefile that asks for another kernel is found out.
+	// A folder is copied to /usr/src first.
 	away := filepath.Join(t.TempDir(), "away")
 	if err := os.Rename(dir, away); err != nil {
 		t.Fatal(err)
