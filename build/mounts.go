@@ -15,7 +15,7 @@ import (
 // root where kbuild expects them. The namespace ends with the process, and all of
 // this with it.
 func (w *wall) mount() error {
-	if err := private(); err != nil {
+	if err := PrivateMounts(); err != nil {
 		return err
 	}
 	// Everything is opened before anything is covered: the copy and the root may lie in /tmp.
@@ -82,9 +82,10 @@ func (w *wall) readOnly() error {
 	return failed("make mounts read-only", err)
 }
 
-// private keeps the mounts to come from everybody else. In a chroot "/" is no mount,
-// and only a mount can be made private: it is made one first.
-func private() error {
+// PrivateMounts keeps the mounts to come, in a mount namespace of the caller's own, from everybody else. In a chroot
+// "/" is no mount, and only a mount can be made private: it is made one first. That holds for the calling
+// thread and what it executes.
+func PrivateMounts() error {
 	err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 	if err == unix.EINVAL {
 		err = mountChroot()
