@@ -131,6 +131,25 @@ func (e *env) dkmsOnDisk() (out []dkmsModule, err error) {
 	return out, err
 }
 
+// strays reports whether not all modules of a build of DKMS are installed as they were built. Where only a dkms.conf
+// says where that would be, none does.
+func (e *env) strays(m dkmsModule, b dkmsBuild) bool {
+	place := dkms.DestLocation(e.root, "")
+	built := path.Join(dkmsTreePath, m.name, m.version, b.release, b.arch, "module")
+	entries, err := e.root.ReadDir(built)
+	return place != "" && err == nil && slices.ContainsFunc(entries, func(d fs.DirEntry) bool {
+		if !strings.Contains(d.Name(), ".ko") {
+			return false // Module.symvers
+		}
+		want, err := e.root.ReadFile(path.Join(built, d.Name()))
+		if err != nil {
+			return true
+		}
+		have, err := e.root.ReadFile(path.Join("/lib/modules", b.release, place, d.Name()))
+		return err != nil || !bytes.Equal(have, want)
+	})
+}
+
 // sourceOf says whether a module has the link of DKMS to its source, and where that leads: "" where nothing is.
 func (e *env) sourceOf(m dkmsModule) (link bool, dir string) {
 	name := path.Join(dkmsTreePath, m.name, m.version, "source")

@@ -136,6 +136,16 @@ func TestAdopt(t *testing.T) {
 		"one/9.0, " + new + ", x86_64: installed",
 	}
 	dkmsStatusIs(t, root, lines...)
+	installed := filepath.Join(root, "lib/modules", old, "updates/dkms/one.ko")
+	if err := os.Rename(installed, installed+".away"); err != nil { // as of several modules that DKMS has held back
+		t.Fatal(err)
+	}
+	lines[4] += " (Differences between built and installed modules)"
+	dkmsStatusIs(t, root, lines...)
+	lines[4] = strings.TrimSuffix(lines[4], " (Differences between built and installed modules)")
+	if err := os.Rename(installed+".away", installed); err != nil {
+		t.Fatal(err)
+	}
 	before := updatesOf(t, root)
 	says(t, must(t, "--root", root, "adopt", "--dry-run").out, "adopt one 9.0 for "+new+", which is installed")
 	checkDocumented(t, must(t, "--root", root, "adopt", "--dry-run", "--json").out)

@@ -190,6 +190,9 @@ func (e *env) dkmsStatus(ctx context.Context, call dkmsCall) error {
 		return err
 	}
 	for _, m := range unknownOf(disk, known, func(dkmsModule, dkmsBuild) bool { return true }) {
+		for i, b := range m.builds {
+			m.builds[i].differs = b.installed && e.strays(m, b)
+		}
 		i := slices.IndexFunc(known, func(k dkmsModule) bool { return k.name == m.name && k.version == m.version })
 		if i < 0 {
 			known = append(known, m)
