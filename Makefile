@@ -1,5 +1,5 @@
 # kmodctl's make targets. Each is .PHONY: `build` is a folder here.
-.PHONY: all build demo test setup check unit oracle fuzz e2e registry torture bench bench-dkms docs packages clean
+.PHONY: all build demo test setup check unit oracle fuzz e2e registry torture bench bench-dkms test-debian docs packages clean
 
 GO      ?= go
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo devel)
@@ -77,6 +77,13 @@ bench: all
 RUNS ?= 5
 bench-dkms: all
 	.ci/bench-dkms $(RUNS)
+
+# The .deb in a Debian 12 of its own, with Debian's *-dkms packages and kernels, by apt: six packages, all 30 with FULL=1. In the
+# folder KMODCTL_DEBIAN that Debian is kept for the next time.
+test-debian:
+	.ci/setup test
+	$(MAKE) packages
+	$(PART) debian 'Debian: dkms replaced, kernels and packages come and go' .ci/test-debian
 
 # docs/cli.md is made from the commands.
 docs:
