@@ -72,6 +72,11 @@ func TestConf(t *testing.T) {
 		}
 	}
 	says(t, km(0, "status").out, "installed", "odd0,odd_new")
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	learn(t, path, root) // the headers are as new as the root
 	nothingToDo(t, root, len(series))
 	says(t, km(0, "verify", "--rebuild", "odd").out, "identical: odd 1.0~2+git for "+rels[0])
 
