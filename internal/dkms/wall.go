@@ -11,10 +11,11 @@ import (
 	"strings"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	"golang.org/x/sys/unix"
+
+	"kmodctl/internal/seccomp"
 )
 
 // confine takes from this process, and from the commands that it will start, what evaluating does not need. The
@@ -100,11 +101,6 @@ func (m *message) landlock() error {
 	return landlock.V10.BestEffort().Restrict(rules...)
 }
 
-// auditArch is how a seccomp filter knows system calls of this machine's own kind.
-var auditArch = map[string]uint32{
-	"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64, "riscv64": unix.AUDIT_ARCH_RISCV64, "loong64": unix.AUDIT_ARCH_LOONGARCH64,
-}[runtime.GOARCH]
-
 // forbidden are system calls that change files, or reach other processes or a network.
 var forbidden = append([]uint32{
 	unix.SYS_SOCKET, unix.SYS_IO_URING_SETUP, unix.SYS_KEYCTL, unix.SYS_ADD_KEY, unix.SYS_REQUEST_KEY,
@@ -117,48 +113,24 @@ var forbidden = append([]uint32{
 // filter refuses the forbidden system calls and each opening of a file for writing, in all threads and in
 // what they execute. Where there is no seccomp(2) the rest of the wall has to do.
 func filter() error {
-	const (
-		load   = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
-		equal  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
-		above  = unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K
-		any    = unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K
-		result = unix.BPF_RET | unix.BPF_K
-
-		nr, arch, arg0 = 0, 4, 16 // in struct seccomp_data; each argument has 8 bytes, of little-endian machines
-		x32            = 1 << 30  // __X32_SYSCALL_BIT
-		writing        = unix.O_WRONLY | unix.O_RDWR | unix.O_CREAT | unix.O_TRUNC
-	)
-	if auditArch == 0 {
+	const writing = unix.O_WRONLY | unix.O_RDWR | unix.O_CREAT | unix.O_TRUNC
+	if !seccomp.Known() {
 		return nil
 	}
-	refuse := unix.SockFilter{Code: result, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)}
-	allow := unix.SockFilter{Code: result, K: unix.SECCOMP_RET_ALLOW}
-	prog := []unix.SockFilter{
-		{Code: load, K: arch},
-		{Code: equal, K: auditArch, Jt: 1},
-		{Code: result, K: unix.SECCOMP_RET_KILL_PROCESS},
-		{Code: load, K: nr},
-		{Code: above, K: x32, Jf: 1},
-		refuse,
-	}
-	for _, call := range forbidden {
-		prog = append(prog, unix.SockFilter{Code: equal, K: call, Jf: 1}, refuse)
-	}
+	prog := seccomp.Without(unix.EPERM, forbidden...)
 	for _, open := range opens {
-		prog = append(prog, unix.SockFilter{Code: equal, K: open.call, Jf: 4},
-			unix.SockFilter{Code: load, K: arg0 + 8*open.flags}, unix.SockFilter{Code: any, K: writing, Jf: 1}, refuse, allow)
+		prog = append(prog, seccomp.Equal(open.call, 0, 4), seccomp.Load(open.flags), seccomp.Any(writing, 0, 1), seccomp.Refuse(unix.EPERM), seccomp.Allow())
 	}
-	prog = append(prog, allow)
+	prog = append(prog, seccomp.Allow())
 	runtime.LockOSThread() // to the end: no_new_privs is this thread's until the filter takes it to the others
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return err
 	}
-	p := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
-	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&p)))
-	if errno != 0 && !errors.Is(errno, unix.ENOSYS) && !errors.Is(errno, unix.EINVAL) {
-		return errno
+	err := seccomp.Install(prog, unix.SECCOMP_FILTER_FLAG_TSYNC)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // opener is a system call that opens a file, and which of its arguments is the flags.
