@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -55,6 +56,24 @@ func (r *Registry) PutBeside(want []Beside) (came, went []Beside, err error) {
 	for _, row := range rows {
 		known[row.Path] = row
 	}
+	var ends []func()
+	defer func() {
+		for _, end := range ends {
+			end()
+		}
+	}()
+	sources := map[string]string{} // of a package, unpacked when one of its files is first due
+	unpacked := func(b Beside) (dir string, err error) {
+		if dir, ok := sources[b.Package]; ok {
+			return dir, nil
+		}
+		dir, done, err := r.unpackSource(b.Package, b.Version)
+		if err == nil {
+			sources[b.Package] = dir
+			ends = append(ends, done)
+		}
+		return dir, err
+	}
 	var errs []error
 	for _, b := range want {
 		row, ok := known[b.Path]
@@ -63,7 +82,7 @@ func (r *Registry) PutBeside(want []Beside) (came, went []Beside, err error) {
 			continue
 		}
 		delete(known, b.Path)
-		placed, err := r.putFile(tree, b, row)
+		placed, err := r.putFile(tree, b, row, unpacked)
 		if err != nil {
 			errs = append(errs, &PackageError{b.Package, err})
 		} else if placed {
@@ -80,6 +99,26 @@ func (r *Registry) PutBeside(want []Beside) (came, went []Beside, err error) {
 		}
 	}
 	return came, went, errors.Join(errs...)
+}
+
+// unpackSource unpacks a source into a work folder, which done takes away.
+func (r *Registry) unpackSource(pkg, version string) (dir string, done func(), err error) {
+	src, err := r.Source(pkg, version)
+	if err != nil {
+		return "", nil, err
+	}
+	work, done, err := r.NewWork("beside")
+	if err != nil {
+		return "", nil, err
+	}
+	dir = filepath.Join(work, "source")
+	if err = os.Mkdir(dir, 0o700); err == nil {
+		err = r.Extract(src, dir)
+	}
+	if err != nil {
+		done()
+	}
+	return dir, done, err
 }
 
 // inTree is a path inside the root as os.Root wants it.
@@ -100,7 +139,7 @@ func besideDigest(tree *os.Root, name string) (string, error) {
 }
 
 // putFile puts b where it belongs, unless it is there, or somebody has changed what is.
-func (r *Registry) putFile(tree *os.Root, b Beside, row besideRow) (placed bool, err error) {
+func (r *Registry) putFile(tree *os.Root, b Beside, row besideRow, unpacked func(Beside) (string, error)) (placed bool, err error) {
 	now, err := besideDigest(tree, b.Path)
 	if err != nil {
 		return false, err
@@ -121,20 +160,8 @@ func (r *Registry) putFile(tree *os.Root, b Beside, row besideRow) (placed bool,
 	if err != nil || now == b.Digest {
 		return false, err
 	}
-	src, err := r.Source(b.Package, b.Version)
+	dir, err := unpacked(b)
 	if err != nil {
-		return false, err
-	}
-	work, done, err := r.NewWork("beside")
-	if err != nil {
-		return false, err
-	}
-	defer done()
-	dir := filepath.Join(work, "source")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return false, err
-	}
-	if err := r.Extract(src, dir); err != nil {
 		return false, err
 	}
 	text, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(b.File)))
@@ -150,27 +177,17 @@ func replaceFile(tree *os.Root, name string, text []byte) error {
 		return err
 	}
 	temp := path.Join(path.Dir(name), tempName+path.Base(name)) // no suffix that anybody reads, but that of its name: the dot hides it
-	err := tree.Remove(temp)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := ignoreAbsent(tree.Remove(temp)); err != nil {
 		return err
 	}
-	f, err := tree.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
+	err := writeNew(tree, temp, bytes.NewReader(text))
 	if err == nil {
 		err = tree.Rename(temp, name)
 	}
 	if err != nil {
-		return errors.Join(err, tree.Remove(temp))
+		return errors.Join(err, ignoreAbsent(tree.Remove(temp)))
 	}
-	dir, err := tree.Open(path.Dir(name))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return syncDir(tree, path.Dir(name))
 }
 
 // dropFile takes a file away that nobody has changed, and its row.

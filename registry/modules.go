@@ -218,13 +218,18 @@ func (m *modules) stage(s step, blob func(string) (io.ReadCloser, error)) error 
 	}
 	defer src.Close()
 	name := newName(m.name(s.row.Path))
-	f, err := m.tree.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return bare(err)
-	}
 	m.undo = append(m.undo, func() error { return m.takeAway(name) })
+	return bare(writeNew(m.tree, name, src))
+}
+
+// writeNew writes a file that must not be there, and has it on the disk.
+func writeNew(tree *os.Root, name string, src io.Reader) error {
+	f, err := tree.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
 	_, err = io.Copy(f, src)
-	return errors.Join(bare(err), f.Chmod(0o644), f.Sync(), f.Close())
+	return errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
 }
 
 // flip gives a staged file its name, or takes a file's name away. The old file

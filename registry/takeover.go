@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"strings"
 	"time"
@@ -132,16 +131,11 @@ func (m *modules) putNew(name string, src io.Reader) (put bool, err error) {
 	if err := ignoreAbsent(m.tree.Remove(temp)); err != nil { // of one that was killed
 		return false, err
 	}
-	f, err := m.tree.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return false, err
-	}
-	_, err = io.Copy(f, src)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
+	err = writeNew(m.tree, temp, src)
 	if err == nil {
 		err = m.tree.Link(temp, name) // not over what came meanwhile
 	}
-	err = errors.Join(err, m.tree.Remove(temp), syncDir(m.tree, dir))
+	err = errors.Join(err, m.takeAway(temp), syncDir(m.tree, dir))
 	if errors.Is(err, fs.ErrExist) {
 		return false, nil
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"slices"
+	"strings"
 
 	"kmodctl/build"
 	"kmodctl/registry"
@@ -44,8 +45,8 @@ func wantBeside(reg *registry.Registry) (want []registry.Beside, err error) {
 		return nil, err
 	}
 	for _, src := range sources {
-		if newest[src.Name] != src.Version {
-			continue
+		if newest[src.Name] != src.Version || !strings.Contains(src.Manifest, "files") && !strings.Contains(src.Manifest, `\`) {
+			continue // most have none, and every writer asks; a backslash may spell the key otherwise
 		}
 		m, err := build.ParseManifest(build.ManifestFile, []byte(src.Manifest))
 		if err != nil {
