@@ -422,12 +422,8 @@ func (a *adoption) artifact(ctx context.Context, src registry.Source, b dkmsBuil
 func misfit(k kernel.Release, b dkmsBuild, found []foundModule) string {
 	var symbols map[string]kernel.Symbol
 	if k.Tree != nil {
-		f, err := os.Open(k.Tree.Symvers)
-		if err == nil {
-			symbols, err = kernel.ReadSymvers(f)
-			f.Close()
-		}
-		if err != nil {
+		var err error
+		if symbols, err = k.Tree.Symbols(); err != nil {
 			return err.Error()
 		}
 	}

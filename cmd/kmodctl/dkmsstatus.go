@@ -128,14 +128,15 @@ func (e *env) dkmsKnown(reg *registry.Registry) ([]dkmsModule, error) {
 	if err != nil {
 		return nil, err
 	}
+	placed := byTarget(installs)
 	for _, a := range artifacts {
 		i := slices.IndexFunc(out, func(m dkmsModule) bool { return m.name == a.Package && m.version == a.Version })
 		if i < 0 {
 			continue
 		}
 		b := dkmsBuild{dkmsTarget: dkmsTarget{a.Release, arch(a.Release)}, artifact: a}
-		for _, row := range installs {
-			if row.Package == a.Package && row.Version == a.Version && row.Release == a.Release {
+		for _, row := range placed[target{a.Package, a.Release}] {
+			if row.Version == a.Version {
 				b.rows = append(b.rows, row)
 			}
 		}

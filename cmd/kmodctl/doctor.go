@@ -229,7 +229,7 @@ const roomForBuilds = 1 << 30
 // checkSpace takes the newest kernel for the measure of the next one.
 func (e *env) checkSpace(_ context.Context, kernels []kernel.Release) (found []finding, err error) {
 	need := map[string]int64{system: roomForBuilds}
-	for _, k := range kernels {
+	for _, k := range slices.Backward(kernels) {
 		if k.Modules == "" || k.Image == "" {
 			continue
 		}
@@ -239,6 +239,7 @@ func (e *env) checkSpace(_ context.Context, kernels []kernel.Release) (found []f
 		if need["/boot"], err = e.bootSize(k.Name); err != nil {
 			return nil, err
 		}
+		break
 	}
 	for _, dir := range []string{"/boot", "/lib/modules", system} {
 		host := ""
@@ -338,11 +339,14 @@ func (e *env) checkInitramfs(ctx context.Context, kernels []kernel.Release) (fou
 			return found, err
 		}
 		for _, i := range installs {
+			if i.Release != k.Name {
+				continue
+			}
 			src, err := reg.Source(i.Package, i.Version)
 			if err != nil {
 				return found, err
 			}
-			if i.Release != k.Name || !wantsInitramfs(src) {
+			if !wantsInitramfs(src) {
 				continue
 			}
 			if info, err := os.Stat(image); image != "" && err == nil && info.ModTime().Before(i.At) {

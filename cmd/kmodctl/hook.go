@@ -247,10 +247,13 @@ func (j *job) passOver(steps []build.Step) error {
 	}
 	for i := range steps {
 		s := &steps[i]
+		if s.Action != build.ActionBuild {
+			continue
+		}
 		at := slices.IndexFunc(failures, func(f registry.Attempt) bool {
 			return f.Package == s.Package && f.Version == s.Version && f.Release == s.Release && f.InputHash == s.InputHash
 		})
-		if s.Action != build.ActionBuild || at < 0 {
+		if at < 0 {
 			continue
 		}
 		switch build.Class(failures[at].Class) {

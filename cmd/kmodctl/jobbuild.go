@@ -215,24 +215,11 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step, a
 		return err
 	}
 	defer log.Close()
-	attempt, err := j.reg.BeginAttempt(registry.Attempt{
-		Op: registry.OpBuild, Package: s.Package, Version: s.Version, Release: s.Release,
-		Started: time.Now(), InputHash: s.InputHash, Inputs: registryInputs(s.Inputs),
-	})
+	attempt, err := j.attempt(registry.OpBuild, s)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		attempt.Outcome = registry.OutcomeOK
-		if err != nil {
-			attempt.Outcome, attempt.Error, attempt.Class = registry.OutcomeFailed, err.Error(), string(build.ClassOf(err))
-			if ctx.Err() != nil {
-				attempt.Outcome = registry.OutcomeInterrupted
-			}
-		}
-		attempt.Seconds = time.Since(attempt.Started).Seconds()
-		err = errors.Join(err, j.reg.FinishAttempt(attempt))
-	}()
+	defer func() { err = j.finish(ctx, attempt, err) }()
 
 	made, err := j.produce(ctx, src, s, work, log, at)
 	digest, logErr := j.keepLog(context.WithoutCancel(ctx), log)
@@ -258,6 +245,26 @@ func (j *job) buildOne(ctx context.Context, src registry.Source, s build.Step, a
 	attempt.Artifact = art.Digest
 	j.made(art)
 	return nil
+}
+
+// attempt records that a step is tried.
+func (j *job) attempt(op string, s build.Step) (registry.Attempt, error) {
+	return j.reg.BeginAttempt(registry.Attempt{
+		Op: op, Package: s.Package, Version: s.Version, Release: s.Release,
+		Started: time.Now(), InputHash: s.InputHash, Inputs: registryInputs(s.Inputs),
+	})
+}
+
+// finish records how an attempt ended, with err or well, and returns its error.
+func (j *job) finish(ctx context.Context, attempt registry.Attempt, err error) error {
+	attempt.Outcome = registry.OutcomeOK
+	if err != nil {
+		attempt.Outcome, attempt.Error, attempt.Class = registry.OutcomeFailed, err.Error(), string(build.ClassOf(err))
+		if ctx.Err() != nil {
+			attempt.Outcome = registry.OutcomeInterrupted
+		}
+	}
+	return errors.Join(err, j.reg.FinishAttempt(attempt))
 }
 
 // product is what a build has made.

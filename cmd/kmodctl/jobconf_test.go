@@ -53,14 +53,7 @@ func TestConf(t *testing.T) {
 	if err := os.Chmod(filepath.Join(dir, "configure"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	km := func(want int, args ...string) result {
-		t.Helper()
-		r := kmodctl(t, append([]string{"--root", root}, args...)...)
-		if r.code != want {
-			t.Fatalf("%v: exit %d, want %d: %s", args, r.code, want, r.stderr)
-		}
-		return r
-	}
+	km := inRoot(t, root)
 	says(t, km(0, "add", dir).stderr, "added odd 1.0~2+git from ")
 	km(0, "build")
 	for _, rel := range rels {

@@ -116,6 +116,18 @@ func must(t testing.TB, args ...string) result {
 	return r
 }
 
+// inRoot runs kmodctl inside a root; it must exit with code.
+func inRoot(t testing.TB, root string) func(code int, args ...string) result {
+	return func(code int, args ...string) result {
+		t.Helper()
+		r := kmodctl(t, append([]string{"--root", root}, args...)...)
+		if r.code != code {
+			t.Fatalf("kmodctl %s: exit %d, want %d\n%s%s", strings.Join(args, " "), r.code, code, r.out, r.stderr)
+		}
+		return r
+	}
+}
+
 // statusOf is what `kmodctl status --json` prints.
 func statusOf(t testing.TB, args ...string) (doc struct {
 	Packages   []packageStatus

@@ -30,14 +30,7 @@ func TestNeeds(t *testing.T) {
 	write(t, base, "Kbuild", "obj-m := stack.o\n")
 	write(t, user, "kmod.toml", "name = \"stack_user\"\nversion = \"1\"\n\n[build]\nneeds = [\"stack\"]\n")
 	write(t, user, "Kbuild", "obj-m := stack_user.o\n")
-	km := func(want int, args ...string) result {
-		t.Helper()
-		r := kmodctl(t, append([]string{"--root", root}, args...)...)
-		if r.code != want {
-			t.Fatalf("%v: exit %d, want %d: %s", args, r.code, want, r.stderr)
-		}
-		return r
-	}
+	km := inRoot(t, root)
 	says(t, km(exitNotFound, "build", user, "-k", rel).stderr, "it needs the package stack: ", "kmodctl add")
 	r := km(0, "build", user, base, "-k", rel) // the dependent one first
 	if strings.Index(r.stderr, "built stack 1") > strings.Index(r.stderr, "built stack_user 1") {

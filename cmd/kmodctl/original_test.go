@@ -22,14 +22,7 @@ func TestOriginals(t *testing.T) {
 	if out, err := exec.Command("depmod", "-b", root, rel).CombinedOutput(); err != nil {
 		t.Fatalf("depmod: %v: %s", err, out)
 	}
-	km := func(code int, args ...string) result {
-		t.Helper()
-		r := kmodctl(t, append([]string{"--root", root}, args...)...)
-		if r.code != code {
-			t.Fatalf("kmodctl %s: exit %d, want %d\n%s%s", strings.Join(args, " "), r.code, code, r.out, r.stderr)
-		}
-		return r
-	}
+	km := inRoot(t, root)
 	modprobe := func(name, want string) {
 		t.Helper()
 		out, err := exec.Command("modprobe", "-d", root, "-S", rel, "--show-depends", name).CombinedOutput()

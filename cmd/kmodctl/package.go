@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -87,7 +88,7 @@ func (e *env) pack(ctx context.Context, dir, format, release, out string) error 
 	defer os.RemoveAll(work)
 	p := parcel{
 		Name: packageName(m.Name), Version: m.Version, Source: m.Name + " " + m.Version, Release: release, Staged: filepath.Join(work, "root"),
-		Maintainer: nonEmpty(os.Getenv("DEBFULLNAME"), "Unknown") + " <" + nonEmpty(os.Getenv("DEBEMAIL"), "unknown@localhost") + ">",
+		Maintainer: cmp.Or(os.Getenv("DEBFULLNAME"), "Unknown") + " <" + cmp.Or(os.Getenv("DEBEMAIL"), "unknown@localhost") + ">",
 		Arch:       map[string]string{"deb": "all", "rpm": "noarch"}[format],
 	}
 	put := e.stageSource
@@ -105,20 +106,13 @@ func (e *env) pack(ctx context.Context, dir, format, release, out string) error 
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err
 	}
-	epoch := nonEmpty(os.Getenv("SOURCE_DATE_EPOCH"), strconv.FormatInt(newest.Unix(), 10))
+	epoch := cmp.Or(os.Getenv("SOURCE_DATE_EPOCH"), strconv.FormatInt(newest.Unix(), 10))
 	file, err := p.make(ctx, format, work, out, epoch)
 	if err != nil {
 		return fmt.Errorf("package %s: %w", m.Name, err)
 	}
 	e.say("made %s", file)
 	return nil
-}
-
-func nonEmpty(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }
 
 // packageName is a name as both formats take it: Debian's policy 5.6.1.

@@ -3,8 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -315,8 +313,7 @@ func (j *job) compare(m registry.Module, file string) (same bool, other otherFil
 	if err != nil {
 		return false, other, err
 	}
-	sum := sha256.Sum256(data)
-	other = otherFile{Name: m.Name, Digest: m.Digest, Rebuilt: hex.EncodeToString(sum[:])}
+	other = otherFile{Name: m.Name, Digest: m.Digest, Rebuilt: sha256Of(data)}
 	if other.Rebuilt == m.Digest {
 		return true, other, nil
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"kmodctl/build"
 	"kmodctl/internal/kabi"
@@ -18,6 +17,7 @@ import (
 // reuser finds builds for other kernels that serve as they are.
 type reuser struct {
 	*job
+	releases    map[string]kernel.Release      // that were looked at, by name
 	seen        map[string]*kabi.Kernel        // by release
 	comparisons map[[2]string]*kabi.Comparison // by both
 }
@@ -32,7 +32,7 @@ func (j *job) planReuse(choices []choice, steps []build.Step) error {
 	if len(j.headers) > 0 { // those kernels are not here
 		return nil
 	}
-	r := &reuser{j, map[string]*kabi.Kernel{}, map[[2]string]*kabi.Comparison{}}
+	r := &reuser{j, map[string]kernel.Release{}, map[string]*kabi.Kernel{}, map[[2]string]*kabi.Comparison{}}
 	j.reused = map[target]registry.Artifact{}
 	for i := range steps {
 		s := &steps[i]
@@ -42,7 +42,7 @@ func (j *job) planReuse(choices []choice, steps []build.Step) error {
 		src, m := sourceOf(choices, *s), s.Manifest
 		wished := conf.reuses(m.Name, m.Build.Reuse)
 		if s.Action == build.ActionCurrent {
-			if err := r.rebuildUnwished(s, src, m, wished && !m.Required); err != nil {
+			if err := r.rebuildUnwished(s, src, wished && !m.Required); err != nil {
 				return err
 			}
 			continue
@@ -52,7 +52,7 @@ func (j *job) planReuse(choices []choice, steps []build.Step) error {
 		case m.Required:
 			s.PassedOver = "the package is required, and so always built"
 		default:
-			if err := r.find(s, src, m); err != nil {
+			if err := r.find(s, src); err != nil {
 				return err
 			}
 		}
@@ -61,25 +61,21 @@ func (j *job) planReuse(choices []choice, steps []build.Step) error {
 }
 
 // rebuildUnwished makes a step a build, if it is content with a reuse and should not be.
-func (r *reuser) rebuildUnwished(s *build.Step, src registry.Source, m *build.Manifest, wished bool) error {
+func (r *reuser) rebuildUnwished(s *build.Step, src registry.Source, wished bool) error {
 	art, ok, err := r.artifact(src, s.Release)
 	if err != nil || !ok || wished || art.BuiltFor() == s.Release {
 		return err
 	}
-	k, err := kernel.Get(r.root, s.Release)
-	if err != nil {
-		return err
-	}
-	if *s, err = r.decide(src, m, k, build.Made{}); err == nil {
+	if *s, err = r.decide(src, s.Manifest, s.Kernel, build.Made{}); err == nil {
 		s.Reason = "the build for " + art.BuiltFor() + " is reused, and that is no longer wished for"
 	}
 	return err
 }
 
 // find looks for a build of the same source for another release that fits the kernel of a step, the nearest first.
-func (r *reuser) find(s *build.Step, src registry.Source, m *build.Manifest) error {
-	if len(m.Build.Needs) > 0 {
-		s.PassedOver = "it is built with " + strings.Join(m.Build.Needs, ", ")
+func (r *reuser) find(s *build.Step, src registry.Source) error {
+	if needs := s.Manifest.Build.Needs; len(needs) > 0 {
+		s.PassedOver = "it is built with " + strings.Join(needs, ", ")
 		return nil
 	}
 	var others []registry.Artifact
@@ -145,7 +141,12 @@ func (r *reuser) fits(digest string, s build.Step, src registry.Source) (why str
 // comparison is of the kernel of an artifact, as it is today, with that of a step.
 func (r *reuser) comparison(art registry.Artifact, s build.Step, src registry.Source) (c *kabi.Comparison, why string, err error) {
 	key := [2]string{art.Release, s.Release}
-	old, err := kernel.Get(r.root, art.Release)
+	old, known := r.releases[art.Release]
+	if !known {
+		if old, err = kernel.Get(r.root, art.Release); err == nil {
+			r.releases[art.Release] = old
+		}
+	}
 	if gone := (*kernel.NotFoundError)(nil); errors.As(err, &gone) || err == nil && old.Tree == nil {
 		return nil, "its headers are not here, so that kernels cannot be compared", nil
 	} else if err != nil {
@@ -186,20 +187,12 @@ func (j *job) reuseStep(ctx context.Context, s build.Step) {
 }
 
 func (j *job) reuse(ctx context.Context, s build.Step, of registry.Artifact) (err error) {
-	attempt, err := j.reg.BeginAttempt(registry.Attempt{
-		Op: registry.OpReuse, Package: s.Package, Version: s.Version, Release: s.Release, Log: of.Log,
-		Started: time.Now(), InputHash: s.InputHash, Inputs: registryInputs(s.Inputs),
-	})
+	attempt, err := j.attempt(registry.OpReuse, s)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		attempt.Outcome = registry.OutcomeOK
-		if err != nil {
-			attempt.Outcome, attempt.Error = registry.OutcomeFailed, err.Error()
-		}
-		err = errors.Join(err, j.reg.FinishAttempt(attempt))
-	}()
+	attempt.Log = of.Log
+	defer func() { err = j.finish(ctx, attempt, err) }()
 	files := map[string]string{}
 	for _, m := range of.Modules {
 		files[m.Name] = j.reg.BlobPath(m.Digest)

@@ -35,14 +35,7 @@ module_init(reused_init);
 module_exit(reused_exit);
 MODULE_LICENSE("GPL");
 `)
-	km := func(want int, args ...string) result {
-		t.Helper()
-		r := kmodctl(t, append([]string{"--root", root}, args...)...)
-		if r.code != want {
-			t.Fatalf("%v: exit %d, want %d: %s", args, r.code, want, r.stderr)
-		}
-		return r
-	}
+	km := inRoot(t, root)
 	plan := func() string { t.Helper(); return km(0, "build", "reused", "-k", twin, "--dry-run").out }
 	km(0, "build", dir, "-k", old)
 	if text := plan(); strings.Contains(text, "reuse ") || strings.Contains(text, "not reused") {

@@ -41,14 +41,7 @@ func TestRollback(t *testing.T) {
 	root := newRoot(t, rels...)
 	dir, _ := examplePaths(t)
 	hello := filepath.Join(dir, "hello")
-	km := func(code int, args ...string) result {
-		t.Helper()
-		r := kmodctl(t, append([]string{"--root", root}, args...)...)
-		if r.code != code {
-			t.Fatalf("kmodctl %s: exit %d, want %d\n%s%s", strings.Join(args, " "), r.code, code, r.out, r.stderr)
-		}
-		return r
-	}
+	km := inRoot(t, root)
 	has := func(old, new string) {
 		t.Helper()
 		if got := versionsOf(t, root); got[rels[0]] != old || got[rels[1]] != new {

@@ -33,7 +33,7 @@ type Kernel struct {
 
 // Of is the kernel k, which must have a build tree.
 func Of(k kernel.Release) *Kernel {
-	return &Kernel{k, sync.OnceValues(func() (map[string]kernel.Symbol, error) { return readSymvers(k.Tree.Symvers) }),
+	return &Kernel{k, sync.OnceValues(k.Tree.Symbols),
 		sync.OnceValues(func() (map[string]string, error) { return readConfig(k.Tree.ConfigFile) }),
 		sync.OnceValues(func() (types, error) { return typesOf(k) })}
 }
@@ -58,13 +58,9 @@ func Compare(old, new *Kernel) *Comparison {
 		before  types
 		changed map[string]bool
 	}
-	once := sync.OnceValues(func() (r result, err error) {
-		if r.before, err = old.types(); err != nil {
-			return r, err
-		}
-		now, err := new.types()
-		r.changed = r.before.changed(now)
-		return r, err
+	once := sync.OnceValues(func() (result, error) {
+		before, now, err := both(old.types, new.types)
+		return result{before, before.changed(now)}, err
 	})
 	c.changed = func() (types, map[string]bool, error) {
 		r, err := once()
@@ -99,15 +95,19 @@ func (c *Comparison) Fits(modules []*ko.Info) error {
 	return nil
 }
 
+// both is what there is of the old and the new kernel.
+func both[T any](old, new func() (T, error)) (before, now T, err error) {
+	if before, err = old(); err == nil {
+		now, err = new()
+	}
+	return before, now, err
+}
+
 // ownOptions differ between any two kernels and change no code.
 var ownOptions = []string{"CONFIG_BUILD_SALT", "CONFIG_VERSION_SIGNATURE"}
 
 func (c *Comparison) sameConfig() error {
-	before, err := c.old.config()
-	if err != nil {
-		return err
-	}
-	now, err := c.new.config()
+	before, now, err := both(c.old.config, c.new.config)
 	if err != nil {
 		return err
 	}
@@ -123,11 +123,7 @@ func (c *Comparison) sameConfig() error {
 
 // sameSymbols looks at what a module imports; own are the exports of its package.
 func (c *Comparison) sameSymbols(m *ko.Info, own map[string]ko.Export) error {
-	before, err := c.old.symbols()
-	if err != nil {
-		return err
-	}
-	now, err := c.new.symbols()
+	before, now, err := both(c.old.symbols, c.new.symbols)
 	if err != nil {
 		return err
 	}
@@ -171,19 +167,6 @@ func (c *Comparison) sameTypes(m *ko.Info) error {
 		}
 	}
 	return nil
-}
-
-func readSymvers(file string) (map[string]kernel.Symbol, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	symbols, err := kernel.ReadSymvers(f)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", file, err)
-	}
-	return symbols, nil
 }
 
 // readConfig reads the lines of a .config by their names.

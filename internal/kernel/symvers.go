@@ -3,6 +3,7 @@ package kernel
 import (
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 )
@@ -14,6 +15,20 @@ type Symbol struct {
 	Module    string // "vmlinux", or the module's path without .ko: "drivers/net/tun"
 	Export    string // "EXPORT_SYMBOL" or "EXPORT_SYMBOL_GPL"; kernels before 5.12 have further ones
 	Namespace string // "" for none; since 5.4
+}
+
+// Symbols reads the tree's Module.symvers.
+func (t *Tree) Symbols() (map[string]Symbol, error) {
+	f, err := os.Open(t.Symvers)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	symbols, err := ReadSymvers(f)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", t.Symvers, err)
+	}
+	return symbols, nil
 }
 
 // ReadSymvers reads a Module.symvers (scripts/mod/modpost.c, write_dump) into
