@@ -1,13 +1,16 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
 	"kmodctl/internal/kernel"
 	"kmodctl/internal/ko"
+	"kmodctl/loader"
 )
 
 func cmdInfo(e *env) *cli.Command {
@@ -114,4 +117,35 @@ func (e *env) printInfo(path string, info *ko.Info) {
 	for _, i := range info.Imports {
 		line("import", fmt.Sprintf("0x%08x %s", i.CRC, i.Name))
 	}
+}
+
+// moduleFile is the .ko that NAME or a path on the command line means.
+func (e *env) moduleFile(ctx context.Context, arg, release string) (string, error) {
+	if isModuleFile(arg) {
+		if _, err := os.Stat(arg); err != nil {
+			return "", err
+		}
+		return arg, nil
+	}
+	reg, err := e.reader(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer reg.Close()
+	kept, err := e.modulesOf(reg, release)
+	if err != nil {
+		return "", err
+	}
+	if path, ok := kept.find(arg); ok {
+		return path, nil
+	}
+	index, err := e.index(release)
+	if err != nil {
+		return "", err
+	}
+	path, _, ok := index.Find(arg)
+	if !ok {
+		return "", &loader.NotFoundError{Name: arg, Release: release, Near: index.Near(arg)}
+	}
+	return path, nil
 }
