@@ -20,18 +20,22 @@ type Plan struct {
 
 // The actions of a Step.
 const (
-	Insert = "insert" // finit_module(2)
-	Remove = "remove" // delete_module(2)
-	None   = "none"   // nothing to do, Reason says why
+	Insert  = "insert"  // finit_module(2)
+	Remove  = "remove"  // delete_module(2)
+	Command = "command" // an install or remove line of modprobe.d(5) stands in for the system call
+	None    = "none"    // nothing to do, Reason says why
 )
 
 // Step is at most one system call.
 type Step struct {
-	Action string `json:"action"`
-	Module string `json:"module"`           // the kernel's name, with _
-	Path   string `json:"path,omitempty"`   // the file to insert
-	Params string `json:"params,omitempty"` // as the kernel parses them
-	Reason string `json:"reason"`           // "asked", "needed by stack_user: symbol stack_push", "already live", ...
+	Action   string   `json:"action"`
+	Module   string   `json:"module"`             // the kernel's name, with _
+	Path     string   `json:"path,omitempty"`     // the file to insert
+	Params   string   `json:"params,omitempty"`   // as the kernel parses them
+	Command  string   `json:"command,omitempty"`  // what the administrator wants to be run instead, for sh -c
+	Needs    []string `json:"needs,omitempty"`    // modules of earlier steps that must be done before this one begins
+	Optional bool     `json:"optional,omitempty"` // only a soft dependency wants it: when it fails, that is told and the rest goes on
+	Reason   string   `json:"reason"`             // "asked", "needed by stack_user: symbol stack_push", "already live", ...
 }
 
 // LoadRequest says what PlanLoad is to load, and what is known about the kernel.
@@ -197,6 +201,7 @@ func (r *resolver) plan() *Plan {
 				n.step.Reason = "needed by " + user.step.Module + symbolOf(user.info, n.info)
 			}
 		}
+		n.step.Needs = n.needs
 		p.Steps = append(p.Steps, n.step)
 	}
 	return p
