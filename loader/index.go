@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -135,6 +136,9 @@ func (x *Index) abs(path string) string {
 func (x *Index) Builtin(name string) bool {
 	return x != nil && x.builtin[ko.NormalizeName(name)]
 }
+
+// Names returns the modules of the index that have a file, sorted.
+func (x *Index) Names() []string { return slices.Sorted(maps.Keys(x.modules)) }
 
 // Near returns at most five names of the index that a user may have meant,
 // the likeliest first.

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -129,6 +130,28 @@ func completeLive(e *env) cli.BashCompleteFunc {
 		}
 		for _, m := range state.Modules {
 			fmt.Fprintln(e.out, m.Name)
+		}
+	}
+}
+
+// completeModules offers the modules of the kernel that a command is about: the registry's and the kernel's own.
+func completeModules(e *env) cli.BashCompleteFunc {
+	return func(c *cli.Context) {
+		if completing(c, e) {
+			return
+		}
+		f, err := e.finder(c.Context, c.String("kernel"))
+		if err != nil {
+			return
+		}
+		defer f.close()
+		names := f.index.Names()
+		for name := range f.kept.modules {
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		for _, name := range slices.Compact(names) {
+			fmt.Fprintln(e.out, name)
 		}
 	}
 }

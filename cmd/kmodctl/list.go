@@ -55,7 +55,7 @@ func (e *env) list(ctx context.Context) error {
 		if ours, ok := kept.modules[live.Name]; ok {
 			m.Package = ours.Package + "@" + ours.Version
 			if otherBuild(live, ours.Module) {
-				m.Note = "live is another build"
+				m.Note = anotherBuild
 			}
 		}
 		modules = append(modules, m)

@@ -95,6 +95,8 @@ func (e *env) load(ctx context.Context, name string, params []string) error {
 // isModuleFile tells a .ko file on the command line from a module's name.
 func isModuleFile(arg string) bool { return isPath(arg) || strings.HasSuffix(arg, ".ko") }
 
+func isModuleName(arg string) bool { return !isModuleFile(arg) }
+
 // bareWords refuses a parameter without a value that the module does not declare:
 // more likely it was meant as a second module, and the kernel would ignore it.
 func bareWords(plan *loader.Plan, params []string) error {

@@ -83,7 +83,7 @@ type moduleStatus struct {
 	Digest  string `json:"digest"`
 	Path    string `json:"path,omitempty"`    // where it is installed
 	Shadows string `json:"shadows,omitempty"` // the path of another file of this name, which loads once this one is uninstalled
-	Live    string `json:"live,omitempty"`    // "live", "live is another build", or "" when not loaded
+	Live    string `json:"live,omitempty"`    // "live", anotherBuild, or "" when not loaded
 }
 
 func (e *env) status(ctx context.Context, args []string) error {
@@ -424,7 +424,7 @@ func (s *statusReader) liveState(release, module string, art registry.Artifact) 
 		switch {
 		case l.Name != module:
 		case slices.ContainsFunc(art.Modules, func(m registry.Module) bool { return otherBuild(l, m) }):
-			return "live is another build"
+			return anotherBuild
 		default:
 			return l.State
 		}
