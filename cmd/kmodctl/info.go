@@ -137,9 +137,11 @@ func infoLines(m namedModule) (all, more []ko.Field) {
 	return all, more
 }
 
-// paramText is a parameter as modinfo(8) prints it.
+// paramText is a parameter as modinfo(8) prints it, which does not know those that only the symbol table names.
 func paramText(p ko.Param) string {
 	switch {
+	case p.Description == "" && p.Type == "":
+		return p.Name
 	case p.Description == "":
 		return p.Name + ":" + p.Type
 	case p.Type == "":

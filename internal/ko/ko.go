@@ -47,7 +47,7 @@ type Info struct {
 
 	Imports   []Import   `json:"imports,omitempty"`   // undefined symbols, in the order of the symbol table
 	Exports   []Export   `json:"exports,omitempty"`   // EXPORT_SYMBOL, in the order of the symbol table
-	Params    []Param    `json:"params,omitempty"`    // in the order of the source, as modinfo(8) prints them
+	Params    []Param    `json:"params,omitempty"`    // in the order of the source, as modinfo(8) prints them; at the end those that .modinfo does not name
 	Signature *Signature `json:"signature,omitempty"` // nil when unsigned
 
 	Compression string `json:"compression,omitempty"` // of the file on disk: "", "gzip", "xz" or "zstd"

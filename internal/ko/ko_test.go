@@ -36,6 +36,8 @@ func complete(machine elf.Machine, class elf.Class, order binary.AppendByteOrder
 	f.add("__ksymtab_strings", []byte("export_a\x00\x00export_b\x00NS_B\x00"))
 	f.add("__kcrctab", f.u32(nil, crcs["export_a"]))
 	f.symbol("init_module", elf.STB_GLOBAL, ".modinfo", 0)
+	f.symbol("__param_str_bare", elf.STB_LOCAL, ".modinfo", 0)
+	f.symbol("__param_str_first", elf.STB_LOCAL, ".modinfo", 0)
 	f.symbol("_printk", elf.STB_GLOBAL, "", 0)
 	f.symbol("maybe", elf.STB_WEAK, "", 0)
 	f.symbol("_GLOBAL_OFFSET_TABLE_", elf.STB_GLOBAL, "", 0)
@@ -85,7 +87,7 @@ func TestReadEveryMachine(t *testing.T) {
 					{Name: "export_a", CRC: crcs["export_a"], HasCRC: true},
 					{Name: "export_b", GPL: true, Namespace: "NS_B", CRC: crcs["export_b"], HasCRC: true},
 				},
-				Params: []Param{{"first", "array of uint", "what it does: all"}, {"last", "int", ""}},
+				Params: []Param{{"first", "array of uint", "what it does: all"}, {"last", "int", ""}, {Name: "bare"}},
 				Size:   int64(len(data)),
 			}
 			if diff := cmp.Diff(want, got); diff != "" {

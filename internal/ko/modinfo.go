@@ -57,6 +57,14 @@ func params(fields []Field) []Param {
 	return list
 }
 
+// undescribed takes in a parameter of which .modinfo may say nothing: module_param_cb writes no type, and not every author a
+// description.
+func (i *Info) undescribed(name string) {
+	if !slices.ContainsFunc(i.Params, func(p Param) bool { return NormalizeName(p.Name) == name }) {
+		i.Params = append(i.Params, Param{Name: name})
+	}
+}
+
 // structName reads the name out of struct module, which begins with
 //
 //	enum module_state state; struct list_head list; char name[MODULE_NAME_LEN];

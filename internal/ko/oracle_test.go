@@ -111,6 +111,7 @@ func asModinfo(path string, info *Info) string {
 	}
 	for _, p := range info.Params {
 		switch {
+		case p.Description == "" && p.Type == "": // .modinfo, and so modinfo, does not know it
 		case p.Description == "":
 			line("parm", p.Name+":"+p.Type)
 		case p.Type == "":

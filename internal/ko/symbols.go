@@ -34,6 +34,9 @@ func (i *Info) readSymbols(o *object) error {
 	i.Modversions = versions != nil
 	i.LayoutCRC = versions[moduleLayout]
 	for _, s := range symbols {
+		if name, ok := strings.CutPrefix(string(s.name), "__param_str_"); ok { // __module_param_call, linux/moduleparam.h
+			i.undescribed(name)
+		}
 		if !imported(s) {
 			continue
 		}
