@@ -11,6 +11,7 @@ var (
 	ErrNotModule = errors.New("not a kernel module") // an ELF file of another kind, or not a file
 	ErrTruncated = errors.New("truncated")           // ends before what its headers promise, or is empty
 	ErrMalformed = errors.New("malformed")
+	ErrStripped  = errors.New("without a symbol table (stripped?)")
 	ErrTooLarge  = errors.New("too large") // over 512 MiB, on disk or decompressed
 )
 
@@ -20,7 +21,7 @@ type FormatError struct {
 	Section string // ELF section, "signature" for the trailer, "" for the file as a whole
 	Offset  int64  // byte of the decompressed file where the trouble is; 0 when it has no place
 	Reason  string // the detail; "" when Err says it all
-	Err     error  // one of ErrNotELF, ErrNotModule, ErrTruncated, ErrMalformed, ErrTooLarge
+	Err     error  // one of ErrNotELF, ErrNotModule, ErrTruncated, ErrMalformed, ErrStripped, ErrTooLarge
 }
 
 func (e *FormatError) Error() string {

@@ -15,6 +15,7 @@ type fixture struct {
 	kind     elf.Type
 	sections []fixtureSection
 	symbols  []fixtureSymbol
+	noSymtab bool
 }
 
 type fixtureSection struct {
@@ -110,6 +111,9 @@ func (f *fixture) bytes() []byte {
 		fixtureSection{".symtab", elf.SHT_SYMTAB, table},
 		fixtureSection{".strtab", elf.SHT_STRTAB, names},
 		fixtureSection{".shstrtab", elf.SHT_STRTAB, nil})
+	if f.noSymtab {
+		sections[len(sections)-3].kind = elf.SHT_PROGBITS
+	}
 	strtab, last := len(sections)-2, len(sections)-1
 	titles := []byte{0}
 	nameAt := make([]uint32, len(sections))

@@ -45,6 +45,9 @@ type Info struct {
 	Modversions bool   `json:"modversions"`
 	LayoutCRC   uint32 `json:"layout_crc,omitempty"` // CRC of module_layout, that is of struct module; 0 when there is none
 
+	StructSize int64    `json:"struct_size"`          // bytes of struct module, as the headers that it was built with have it
+	WriteExec  []string `json:"write_exec,omitempty"` // sections that are both writable and executable
+
 	Imports   []Import   `json:"imports,omitempty"`   // undefined symbols, in the order of the symbol table
 	Exports   []Export   `json:"exports,omitempty"`   // EXPORT_SYMBOL, in the order of the symbol table
 	Params    []Param    `json:"params,omitempty"`    // in the order of the source, as modinfo(8) prints them; at the end those that .modinfo does not name
@@ -136,11 +139,13 @@ func Read(data []byte) (*Info, error) {
 	if rest := body[obj.end:]; sig == nil && len(rest) > 0 && rest[0] == derSequence {
 		return nil, &FormatError{Section: signatureSection, Offset: obj.end, Reason: "begins but does not end", Err: ErrTruncated}
 	}
-	if !obj.has(thisModule) {
-		return nil, &FormatError{Section: thisModule, Reason: "no such section", Err: ErrNotModule}
+	if n := obj.count(thisModule); n != 1 {
+		return nil, &FormatError{Section: thisModule, Reason: fmt.Sprintf("%d such sections, a module has one", n), Err: ErrNotModule}
 	}
 	info.Arch = arch(obj)
 	info.BuildID = buildID(obj)
+	info.StructSize = int64(len(obj.section(thisModule)))
+	info.WriteExec = obj.writeExec()
 	info.readModinfo(obj.section(".modinfo"))
 	if info.Name == "" {
 		info.Name = NormalizeName(structName(obj))

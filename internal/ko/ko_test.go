@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -82,7 +83,8 @@ func TestReadEveryMachine(t *testing.T) {
 					{"srcversion", "ABCDEF"}, {"version", "1.0"}, {"name", "foo-bar"}, {"vermagic", "6.1.0-56-amd64 SMP mod_unload "},
 				},
 				Modversions: true, LayoutCRC: crcs["module_layout"],
-				Imports: []Import{{Name: "_printk", CRC: crcs["_printk"], HasCRC: true}, {Name: "maybe", Weak: true}},
+				StructSize: int64(3*layouts[m.class].word + len("not_this") + 200),
+				Imports:    []Import{{Name: "_printk", CRC: crcs["_printk"], HasCRC: true}, {Name: "maybe", Weak: true}},
 				Exports: []Export{
 					{Name: "export_a", CRC: crcs["export_a"], HasCRC: true},
 					{Name: "export_b", GPL: true, Namespace: "NS_B", CRC: crcs["export_b"], HasCRC: true},
@@ -180,6 +182,8 @@ func TestRefuse(t *testing.T) {
 		"names out of range":  {patched(0x3e, 200), ErrMalformed, "number 200"},
 		"program":             {broken(func(f *fixture) { f.kind = elf.ET_EXEC }), ErrNotModule, "ET_EXEC"},
 		"plain object":        {newFixture(elf.EM_X86_64, elf.ELFCLASS64, binary.LittleEndian).bytes(), ErrNotModule, thisModule},
+		"two modules":         {broken(func(f *fixture) { f.thisModule("other") }), ErrNotModule, "2 such sections"},
+		"stripped":            {broken(func(f *fixture) { f.noSymtab = true }), ErrStripped, ".symtab"},
 		"half of ext tables":  {broken(func(f *fixture) { f.add("__version_ext_crcs", []byte{1, 2, 3, 4}) }), ErrMalformed, "go together"},
 		"too few ext names":   {broken(func(f *fixture) { f.extendedVersions(nil, "a"); f.sections[len(f.sections)-2].data = make([]byte, 8) }), ErrMalformed, "ends after 1 names"},
 		"endless symbol name": {broken(func(f *fixture) { f.symbol(strings.Repeat("x", maxName), elf.STB_GLOBAL, "", 0) }), ErrMalformed, "bad name"},
@@ -222,6 +226,28 @@ func TestTruncated(t *testing.T) {
 		if _, err := Read(module[:cut]); !errors.Is(err, ErrTruncated) {
 			t.Errorf("signature cut at %d of %d: %v", cut, len(module), err)
 		}
+	}
+}
+
+// patchFlags sets bits of sh_flags of a 64-bit little-endian module's section.
+func patchFlags(t *testing.T, module []byte, section string, bits elf.SectionFlag) {
+	t.Helper()
+	o, err := readObject(module)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := o.find(section).header[8:]
+	binary.LittleEndian.PutUint64(flags, binary.LittleEndian.Uint64(flags)|uint64(bits))
+}
+
+func TestWriteExec(t *testing.T) {
+	module := plainModule(t, "dummy")
+	if info, err := Read(module); err != nil || info.WriteExec != nil || info.StructSize < 500 {
+		t.Fatalf("%+v, %v", info, err)
+	}
+	patchFlags(t, module, ".text", elf.SHF_WRITE)
+	if info, err := Read(module); err != nil || !slices.Equal(info.WriteExec, []string{".text"}) {
+		t.Errorf("writable .text: %+v, %v", info, err)
 	}
 }
 

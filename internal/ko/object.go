@@ -155,6 +155,28 @@ func (o *object) find(name string) *section {
 
 func (o *object) has(name string) bool { return o.find(name) != nil }
 
+// count returns how many sections are called name.
+func (o *object) count(name string) (n int) {
+	for i := range o.sections {
+		if o.sections[i].name == name {
+			n++
+		}
+	}
+	return n
+}
+
+// writeExec names the sections that are writable and executable, which a kernel refuses
+// (module_enforce_rwx_sections, kernel/module/strict_rwx.c).
+func (o *object) writeExec() (names []string) {
+	const both = uint64(elf.SHF_WRITE | elf.SHF_EXECINSTR)
+	for i := range o.sections {
+		if s := &o.sections[i]; o.word(s.header[8:])&both == both {
+			names = append(names, s.name)
+		}
+	}
+	return names
+}
+
 // section returns the content of the first section called name, nil without one.
 func (o *object) section(name string) []byte {
 	if s := o.find(name); s != nil {

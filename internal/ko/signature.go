@@ -9,13 +9,14 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 )
 
 // Signature is the signature that sign-file appends to a module, as modinfo(8)
 // prints it. Hex is upper case with colons, as there.
 type Signature struct {
-	IDType string `json:"id_type"`          // "PKCS#7"; "X509" or "PGP" from kernels before 4.3, and then the rest is empty
+	IDType string `json:"id_type"`          // "PKCS#7"; "X509" or "PGP" from kernels before 4.3, "type N" from nowhere, and then the rest is empty
 	Signer string `json:"signer,omitempty"` // common name of the certificate's issuer
 	KeyID  string `json:"key_id,omitempty"` // serial of the certificate, or its subject key id (sign-file -k), hex
 	Hash   string `json:"hash,omitempty"`   // "sha256"; the dotted object identifier when unknown
@@ -56,13 +57,17 @@ func splitSignature(data []byte) ([]byte, *Signature, error) {
 	case 1:
 		return body, &Signature{IDType: "X509"}, nil
 	case 2:
+		// Since 4.3 all but the length is in the PKCS#7 message (mod_check_sig, kernel/module_signature.c).
+		if rest := slices.Concat(info[:2], info[3:8]); !bytes.Equal(rest, make([]byte, len(rest))) {
+			return nil, nil, badSignature(len(body)+len(der), errors.New("fields of the trailer that are not used are not zero"))
+		}
 		sig, err := parsePKCS7(der)
 		if err != nil {
 			return nil, nil, badSignature(len(body), err)
 		}
 		return body, sig, nil
 	}
-	return nil, nil, badSignature(len(body), fmt.Errorf("key identifier type %d", info[2]))
+	return body, &Signature{IDType: fmt.Sprintf("type %d", info[2])}, nil
 }
 
 func badSignature(offset int, cause error) error {

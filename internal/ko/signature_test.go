@@ -93,7 +93,7 @@ func TestBadSignature(t *testing.T) {
 		"longer than the file": trailer(2, len(module)),
 		"not DER":              append([]byte("garbage"), trailer(2, 7)...),
 		"empty":                trailer(2, 0),
-		"unknown kind":         append([]byte("garbage"), trailer(9, 7)...),
+		"stray fields":         append([]byte("garbage\x01\x01"), trailer(2, 9)[2:]...),
 	} {
 		_, err := Read(append(module[:len(module):len(module)], tail...))
 		var bad *FormatError
@@ -107,5 +107,10 @@ func TestBadSignature(t *testing.T) {
 	old, err := Read(append(module[:len(module):len(module)], append([]byte("signed"), trailer(1, 6)...)...))
 	if err != nil || *old.Signature != (Signature{IDType: "X509"}) {
 		t.Errorf("signature of a kernel before 4.3: %+v, %v", old, err)
+	}
+	// The kernel takes it for unsigned, unless it insists on signatures.
+	other, err := Read(append(module[:len(module):len(module)], append([]byte("garbage"), trailer(9, 7)...)...))
+	if err != nil || *other.Signature != (Signature{IDType: "type 9"}) {
+		t.Errorf("signature of no known kind: %+v, %v", other, err)
 	}
 }

@@ -51,7 +51,7 @@ func (i *Info) readSymbols(o *object) error {
 func (o *object) symbols() ([]symbol, error) {
 	n := slices.IndexFunc(o.sections, func(s section) bool { return s.kind == elf.SHT_SYMTAB })
 	if n < 0 {
-		return nil, &FormatError{Section: ".symtab", Reason: "no symbol table", Err: ErrMalformed}
+		return nil, &FormatError{Section: ".symtab", Err: ErrStripped}
 	}
 	table := &o.sections[n]
 	if uint64(table.link) >= uint64(len(o.sections)) {

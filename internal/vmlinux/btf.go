@@ -2,11 +2,8 @@ package vmlinux
 
 import (
 	"bytes"
-	"debug/elf"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 
 	"github.com/cilium/ebpf/btf"
 )
@@ -25,31 +22,11 @@ func ReadBTF(file string) (*btf.Spec, error) {
 }
 
 func readBTF(file string) (*btf.Spec, error) {
-	f, err := os.Open(file)
+	program, err := open(file)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	magic := make([]byte, len(elf.ELFMAG))
-	if _, err := f.ReadAt(magic, 0); err != nil && err != io.EOF {
-		return nil, err
-	}
-	var image io.ReaderAt = f
-	if string(magic) != elf.ELFMAG {
-		packed, err := io.ReadAll(f)
-		if err != nil {
-			return nil, err
-		}
-		unpacked, err := Payload(packed)
-		if err != nil {
-			return nil, err
-		}
-		image = bytes.NewReader(unpacked)
-	}
-	program, err := elf.NewFile(image)
-	if err != nil {
-		return nil, err
-	}
+	defer program.Close()
 	section := program.Section(".BTF")
 	if section == nil {
 		return nil, ErrNoBTF

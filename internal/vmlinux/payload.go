@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
@@ -48,6 +49,24 @@ func Payload(image []byte) (vmlinux []byte, err error) {
 		return nil, errors.New("unpack vmlinuz: payload is not an ELF file")
 	}
 	return vmlinux, nil
+}
+
+// open reads a vmlinux, or that of a vmlinuz.
+func open(file string) (*elf.File, error) {
+	program, err := elf.Open(file)
+	var format *elf.FormatError
+	if !errors.As(err, &format) {
+		return program, err
+	}
+	packed, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	unpacked, err := Payload(packed)
+	if err != nil {
+		return nil, err
+	}
+	return elf.NewFile(bytes.NewReader(unpacked))
 }
 
 // maxWindow is the most that a decompressor may look back, in bytes: what
