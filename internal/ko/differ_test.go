@@ -23,8 +23,8 @@ func TestDiffer(t *testing.T) {
 			[]Difference{{"__ksymtab", "from byte 8 on, 12 and 8 bytes long"}}},
 		"type": {func(f *fixture) { f.sections[5].kind = elf.SHT_NOTE }, []Difference{{"__ksymtab_gpl", "type, flags, size or alignment"}}},
 		"symbols": {func(f *fixture) { f.symbols[0].name = "INIT_module"; f.symbol("more", elf.STB_GLOBAL, "", 0) }, []Difference{
-			{".symtab", "from byte 264 on, 264 and 288 bytes long; only in the first: init_module; only in the second: INIT_module more"},
-			{".strtab", "from byte 1 on, 159 and 164 bytes long"},
+			{".symtab", "from byte 312 on, 312 and 336 bytes long; only in the first: init_module; only in the second: INIT_module more"},
+			{".strtab", "from byte 1 on, 194 and 199 bytes long"},
 		}},
 		"symbol elsewhere": {func(f *fixture) { f.symbols[0].value = 1 }, []Difference{{".symtab", "from byte 32 on"}}},
 		"sections": {func(f *fixture) {
