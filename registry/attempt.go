@@ -3,6 +3,7 @@ package registry
 import (
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -21,7 +22,7 @@ const (
 	OutcomeInterrupted = "interrupted"
 )
 
-// Attempt is one try to build, install or uninstall a package, kept for good.
+// Attempt is one try to build, install or uninstall a package, kept until Forget.
 // The log may be gone: GC drops those of kernels that are.
 type Attempt struct {
 	ID        int64     `json:"id"`
@@ -164,4 +165,37 @@ func (r *Registry) Inputs(hash string) ([]Input, error) {
 		return nil, fmt.Errorf("read inputs %s: %w", hash, err)
 	}
 	return in, nil
+}
+
+// Forget removes the attempts of a version of a package, or of all its versions (""), with the logs and the inputs
+// that nothing else names, and returns how many there were. What is registered has its history: that is an error.
+func (r *Registry) Forget(name, version string) (n int64, err error) {
+	const of = `package = ?1 AND (?2 = '' OR version = ?2)`
+	var logs []string
+	err = r.write(func(tx *sql.Tx) error {
+		kept, err := collect(tx, scanText, `SELECT version FROM source WHERE name = ?1 AND (?2 = '' OR version = ?2)`, name, version)
+		if err != nil {
+			return err
+		}
+		if len(kept) > 0 {
+			return errors.New("it is registered")
+		}
+		if logs, err = collect(tx, scanText, `SELECT DISTINCT log FROM attempt WHERE `+of, name, version); err != nil {
+			return err
+		}
+		res, err := tx.Exec(`DELETE FROM attempt WHERE `+of, name, version)
+		if err != nil {
+			return err
+		}
+		if n, err = res.RowsAffected(); err != nil {
+			return err
+		}
+		_, err = tx.Exec(`DELETE FROM inputs WHERE hash NOT IN (SELECT input_hash FROM attempt UNION SELECT input_hash FROM artifact)`)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("forget the history of %s: %w", name, err)
+	}
+	r.leave(r.dropBlobs(logs))
+	return n, nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -296,6 +297,51 @@ func TestRemoveSource(t *testing.T) {
 	if err := r.RemoveSource("net", "1"); !errors.As(err, &absent) {
 		t.Errorf("remove twice: %v", err)
 	}
+}
+
+// TestForget: a history goes with its logs and inputs, and takes nothing of another package or version along.
+func TestForget(t *testing.T) {
+	r := writer(t, t.TempDir(), newRoot(t))
+	tried := func(pkg, version, input string) {
+		t.Helper()
+		log, _, err := r.PutBlob(t.Context(), strings.NewReader("log of "+pkg+version))
+		must(t, err)
+		at, err := r.BeginAttempt(Attempt{Op: OpBuild, Package: pkg, Version: version, Release: release, InputHash: input, Inputs: []Input{{Name: input}}})
+		must(t, err)
+		at.Outcome, at.Log = OutcomeFailed, log
+		must(t, r.FinishAttempt(at))
+	}
+	tried("net", "1", "alone")
+	tried("net", "1", "shared")
+	tried("net", "2", "second")
+	tried("wifi", "1", "shared")
+	_, _, err := r.AddSource(t.Context(), tree(t, "kmod.toml="), "wifi", "1", "")
+	must(t, err)
+	forget := func(name, version string, want int64, blobs int, inputs ...string) {
+		t.Helper()
+		n, err := r.Forget(name, version)
+		must(t, err)
+		names, err := readNames(r.tree, blobDir)
+		must(t, err)
+		if n != want || len(names) != blobs {
+			t.Errorf("forget %s %s: %d attempts, %d blobs left; want %d, %d", name, version, n, len(names), want, blobs)
+		}
+		for _, hash := range []string{"alone", "shared", "second"} {
+			in, err := r.Inputs(hash)
+			must(t, err)
+			if (len(in) > 0) != slices.Contains(inputs, hash) {
+				t.Errorf("forget %s %s: inputs %s: %v", name, version, hash, in)
+			}
+		}
+	}
+	if _, err := r.Forget("wifi", ""); err == nil {
+		t.Error("the history of what is registered went")
+	}
+	forget("net", "1", 2, 3, "shared", "second") // the logs of net 2 and wifi 1, and a source
+	forget("net", "", 1, 2, "shared")
+	forget("net", "", 0, 2, "shared")
+	must(t, r.RemoveSource("wifi", "1"))
+	forget("wifi", "1", 1, 0)
 }
 
 func TestAddCancelled(t *testing.T) {

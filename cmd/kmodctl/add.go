@@ -52,31 +52,39 @@ func cmdRemove(e *env) *cli.Command {
 		Usage:     "uninstall a package everywhere and forget its source and artifacts",
 		ArgsUsage: "NAME|NAME@VERSION",
 		Description: examples("Of a NAME alone every version. Pins at what is removed go with it. Nothing is unloaded: what is live\n"+
-			"stays so until it is unloaded or the machine reboots. The history of builds and installs is kept.",
-			"kmodctl remove hello", "kmodctl remove hello@1.0.0"),
+			"stays so until it is unloaded or the machine reboots. The history of builds and installs is kept, with the logs;\n"+
+			"--purge forgets it too, also that of a package which was removed before.",
+			"kmodctl remove hello", "kmodctl remove hello@1.0.0", "kmodctl remove --purge hello"),
+		Flags:        []cli.Flag{&cli.BoolFlag{Name: "purge", Usage: "forget the history of builds and installs too"}},
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
 			arg, err := oneArg(c, "package")
 			if err != nil {
 				return err
 			}
-			return e.remove(c.Context, arg)
+			return e.remove(c.Context, arg, c.Bool("purge"))
 		},
 	}
 }
 
-func (e *env) remove(ctx context.Context, arg string) error {
+func (e *env) remove(ctx context.Context, arg string, purge bool) error {
+	name, version, err := splitPackage(arg)
+	if err != nil {
+		return err
+	}
 	reg, err := e.open(ctx, "remove "+arg)
 	if err != nil {
 		return err
 	}
 	defer e.close(reg)
-	sources, err := versions(reg, arg)
-	if err != nil {
-		return err
+	history := 0
+	if purge {
+		if history, err = attemptsOf(reg, name, version); err != nil {
+			return err
+		}
 	}
-	installs, err := reg.Installs()
-	if err != nil {
+	sources, err := versions(reg, arg)
+	if err != nil && history == 0 {
 		return err
 	}
 	pins, err := reg.Pins()
@@ -84,6 +92,10 @@ func (e *env) remove(ctx context.Context, arg string) error {
 		return err
 	}
 	if e.dryRun {
+		installs, err := reg.Installs()
+		if err != nil {
+			return err
+		}
 		for _, src := range sources {
 			for _, release := range releasesOf(installs, src.Name, src.Version) {
 				e.would("uninstall %s %s for %s", src.Name, src.Version, release)
@@ -93,21 +105,53 @@ func (e *env) remove(ctx context.Context, arg string) error {
 				e.would("unpin %s from %s for %s", src.Name, src.Version, held)
 			}
 		}
-		return e.removed(sources, nil)
+		if purge {
+			e.would("forget the history of %s: %d attempts", arg, history)
+		}
+		return e.removed(sources, nil, history)
 	}
+	changes, err := e.removeSources(ctx, reg, sources, pins)
+	if err != nil {
+		return err
+	}
+	forgotten := int64(0)
+	if purge {
+		if forgotten, err = reg.Forget(name, version); err != nil {
+			return err
+		}
+		e.changed("forgot the history of %s: %d attempts", arg, forgotten)
+	}
+	return e.removed(sources, changes, int(forgotten))
+}
+
+// attemptsOf counts the history of a version, or of all versions ("").
+func attemptsOf(reg *registry.Registry, name, version string) (n int, err error) {
+	attempts, err := reg.Attempts(name, "", 0)
+	for _, a := range attempts {
+		if version == "" || a.Version == version {
+			n++
+		}
+	}
+	return n, err
+}
+
+// removeSources removes versions of one package.
+func (e *env) removeSources(ctx context.Context, reg *registry.Registry, sources []registry.Source, pins registry.Pins) (changes []registry.Change, err error) {
+	if len(sources) == 0 {
+		return nil, nil
+	}
+	name := sources[0].Name
 	var all []string
 	for _, src := range sources {
 		all = append(all, src.Version)
 	}
-	name := sources[0].Name
 	results, err := reg.Remove(ctx, name, all...)
-	var changes []registry.Change
 	for _, res := range results {
 		changes = append(changes, res.Changes...)
 		e.changed("uninstalled %s %s for %s%s", name, res.Changes[0].Version, res.Release, originals(res, name, "modprobe finds again"))
 	}
 	if err != nil {
-		return err
+		return changes, err
 	}
 	for _, src := range sources {
 		e.changed("removed %s %s", src.Name, src.Version)
@@ -115,7 +159,7 @@ func (e *env) remove(ctx context.Context, arg string) error {
 			e.changed("unpinned %s from %s for %s", src.Name, src.Version, held)
 		}
 	}
-	return e.removed(sources, changes)
+	return changes, nil
 }
 
 // heldFor names the kernels for which a package is pinned at this version.
@@ -130,9 +174,9 @@ func heldFor(pins registry.Pins, src registry.Source) string {
 }
 
 // removed prints the document of remove.
-func (e *env) removed(sources []registry.Source, changes []registry.Change) error {
+func (e *env) removed(sources []registry.Source, changes []registry.Change, forgotten int) error {
 	if e.json {
-		return e.document("remove", map[string]any{"dry_run": e.dryRun, "packages": refs(sources), "changes": orEmpty(changes)})
+		return e.document("remove", map[string]any{"dry_run": e.dryRun, "packages": refs(sources), "changes": orEmpty(changes), "forgotten": forgotten})
 	}
 	return nil
 }

@@ -78,6 +78,12 @@ func TestMainJob(t *testing.T) {
 	t.Run("remove", func(t *testing.T) {
 		for name := range exampleDirs {
 			checkDocumented(t, must(t, "--root", root, "remove", name, "--json").out)
+			must(t, "--root", root, "history", name)
+			says(t, must(t, "--root", root, "remove", "--purge", name, "--dry-run").out, "forget the history of "+name)
+			says(t, must(t, "--root", root, "remove", "--purge", name).stderr, "forgot the history of "+name)
+			if r := kmodctl(t, "--root", root, "history", name); r.code != exitNotFound {
+				t.Errorf("history %s after remove --purge: exit %d\n%s", name, r.code, r.out)
+			}
 		}
 		checkInstalled(t, root, rels, nil)
 		if left, _ := filepath.Glob(root + "/lib/modules/*/updates"); len(left) > 0 {

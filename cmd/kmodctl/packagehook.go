@@ -123,7 +123,7 @@ func (e *env) packageGone(ctx context.Context, name, version string) error {
 		}
 		_, err = os.Stat(dir)
 		if src.Origin == dir && (src.Version == version || errors.Is(err, fs.ErrNotExist)) {
-			errs = append(errs, e.remove(ctx, name+"@"+src.Version))
+			errs = append(errs, e.remove(ctx, name+"@"+src.Version, false))
 		}
 	}
 	return errors.Join(errs...)
