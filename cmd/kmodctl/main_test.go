@@ -26,7 +26,11 @@ func TestMain(m *testing.M) {
 	build.Stage()
 	dkms.Stage()
 	vm.Main(func() int {
-		if os.Getenv(guestEnv) != "" {
+		switch os.Getenv(guestEnv) {
+		case "":
+		case guestPackaged:
+			return packagedChecks()
+		default:
 			return guestChecks()
 		}
 		testscript.Main(tidy{m}, map[string]func(){"kmodctl": main})

@@ -2,11 +2,17 @@ package main
 
 import (
 	"bytes"
+	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"kmodctl/internal/vm"
 )
 
 // besideFiles are the files of examples/acme-led, inside the root and in the source.
@@ -166,22 +172,6 @@ func TestPackage(t *testing.T) {
 	if strings.Contains(facts, "kmodctl") {
 		t.Errorf("modules depend on kmodctl:\n%s", facts)
 	}
-	bare := newRoot(t, rels[0])
-	output("dpkg-deb", "-x", deb, filepath.Join(bare, "unpacked"))
-	output("cp", "-a", filepath.Join(bare, "unpacked/usr/lib")+"/.", filepath.Join(bare, "usr/lib"))
-	output("depmod", "-b", bare, rels[0])
-	index, err := os.ReadFile(filepath.Join(bare, "lib/modules", rels[0], "modules.dep"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	says(t, string(index), "updates/acme-led/acme_led.ko")
-	says(t, output("modinfo", filepath.Join(bare, "lib/modules", rels[0], "updates/acme-led/acme_led.ko")), "vermagic:       "+rels[0])
-	for _, path := range []string{"lib/firmware/updates/acme/led.bin", "lib/udev/rules.d/90-acme-led.rules", "lib/modprobe.d/acme-led-options.conf"} {
-		if _, err := os.Stat(filepath.Join(bare, "usr", path)); err != nil {
-			t.Error(err)
-		}
-	}
-
 	// And as .rpm.
 	says(t, output("rpm", "-qp", "--requires", "--scripts", "-l", made("--format", "rpm")), "kmodctl package-hook postinst acme-led 1.0.0", "/usr/src/acme-led-1.0.0/kmod.toml")
 	says(t, output("rpm", "-qp", "--requires", "-l", made("--format", "rpm", "--binary", "-k", rels[0])), "/lib/modules/"+rels[0], "/updates/acme-led/acme_led.ko")
@@ -191,4 +181,89 @@ func TestPackage(t *testing.T) {
 			t.Errorf("package %v: exit %d", wrong, r.code)
 		}
 	}
+}
+
+// installedRoot is a whole Debian, of .ci/test-debian, in which dpkg has installed what TestModulesPackage else unpacks.
+var installedRoot = flag.String("installed", "", "the root in which a package of the modules of examples/acme-led is installed")
+
+// guestPackaged has the guest run packagedChecks.
+const guestPackaged = "packaged"
+
+// TestModulesPackage: what package --binary makes needs nothing of ours. The kernel's own modprobe loads the module, with the
+// options and the firmware that came with it.
+func TestModulesPackage(t *testing.T) {
+	root := *installedRoot
+	if root == "" {
+		root = unpackModules(t, releases(t)[0])
+	}
+	found, _ := filepath.Glob(filepath.Join(root, "usr/lib/modules/*/updates/acme-led/acme_led.ko"))
+	if len(found) != 1 {
+		t.Fatalf("modules in %s: %v", root, found)
+	}
+	modules := filepath.Dir(filepath.Dir(filepath.Dir(found[0])))
+	release := filepath.Base(modules)
+	files := append(program(t, "modprobe"),
+		vm.File{Guest: filepath.Join("/lib/modules", release, "updates"), Host: filepath.Join(modules, "updates")},
+		vm.File{Guest: "/lib/firmware/updates", Host: filepath.Join(root, "usr/lib/firmware/updates")},
+		vm.File{Guest: "/lib/modprobe.d", Host: filepath.Join(root, "usr/lib/modprobe.d")})
+	index, _ := filepath.Glob(filepath.Join(modules, "modules.*"))
+	for _, file := range index {
+		files = append(files, vm.File{Guest: filepath.Join("/lib/modules", release, filepath.Base(file)), Host: file})
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out, console bytes.Buffer
+	code, err := vm.Run(t.Context(), vm.Config{
+		Image: filepath.Join(root, "boot/vmlinuz-"+release), Init: self, Env: map[string]string{guestEnv: guestPackaged},
+		Files: files, Output: &out, Console: &console,
+	})
+	if err != nil || code != 0 {
+		t.Fatalf("on %s: exit %d, %v\n%s\n%s", release, code, err, out.String(), console.String())
+	}
+}
+
+// unpackModules makes a root with a package of modules unpacked in it.
+func unpackModules(t *testing.T, release string) (root string) {
+	t.Helper()
+	root = newRoot(t, release)
+	out := t.TempDir()
+	must(t, "--root", root, "package", acmeLED(t), "--binary", "-k", release, "-o", out)
+	deb, _ := filepath.Glob(filepath.Join(out, "*.deb"))
+	unpacked := t.TempDir()
+	for _, args := range [][]string{
+		append([]string{"dpkg-deb", "-x"}, append(deb, unpacked)...),
+		{"cp", "-a", unpacked + "/usr/lib/.", filepath.Join(root, "usr/lib")},
+		{"depmod", "-b", root, release},
+	} {
+		if text, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, text)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(root, "usr/lib/udev/rules.d/90-acme-led.rules")); err != nil {
+		t.Error(err)
+	}
+	return root
+}
+
+// packagedChecks is the main program of the virtual machine of TestModulesPackage.
+func packagedChecks() int {
+	g := &guest{}
+	g.command(0, exec.Command("/sbin/modprobe", "acme_led"))
+	g.file("/sys/module/acme_led/parameters/brightness", "70") // by acme-led-options.conf
+	text := make([]byte, 1<<20)
+	n, err := unix.Klogctl(unix.SYSLOG_ACTION_READ_ALL, text)
+	if log := string(text[:max(n, 0)]); err != nil || !strings.Contains(log, "bytes of firmware") {
+		g.errorf("the kernel's log has no firmware: %v\n%s", err, log)
+	}
+	g.command(0, exec.Command("/sbin/modprobe", "-r", "acme_led"))
+	if live := g.live(); len(live) > 0 {
+		g.errorf("still live: %v", live)
+	}
+	if g.failed > 0 {
+		fmt.Printf("%d checks failed\n", g.failed)
+		return 1
+	}
+	return 0
 }
