@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -84,7 +85,10 @@ func (e *env) remove(ctx context.Context, arg string, purge bool) error {
 		}
 	}
 	sources, err := versions(reg, arg)
-	if err != nil && history == 0 {
+	var absent *registry.NotFoundError
+	if history > 0 && errors.As(err, &absent) {
+		sources = nil
+	} else if err != nil {
 		return err
 	}
 	pins, err := reg.Pins()
