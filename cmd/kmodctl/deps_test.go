@@ -24,6 +24,7 @@ var rules = []struct{ room, not, why string }{
 	{"kmodctl/build", "kmodctl/internal/kabi", "whether a build is needed is decided before it"},
 	{"kmodctl/registry", "kmodctl/internal/kabi", "the registry keeps what it is given"},
 	{"kmodctl/internal/vmlinux", "kmodctl/", "an image is bytes"},
+	{"kmodctl/internal/modsig", "kmodctl/", "a signature is bytes"},
 	{"kmodctl/internal/seccomp", "kmodctl/", "a filter is numbers"},
 	{"kmodctl/build", "kmodctl/internal/headers", "a build is given a kernel, wherever its headers are"},
 	{"kmodctl/registry", "kmodctl/internal/headers", "the registry keeps a folder, whoever fills it"},

@@ -2,6 +2,7 @@ package ko
 
 import (
 	"bytes"
+	"crypto/x509"
 	"fmt"
 	"io/fs"
 	"os"
@@ -17,10 +18,13 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"kmodctl/internal/kernel"
+	"kmodctl/internal/modsig"
+	"kmodctl/internal/vmlinux"
 )
 
 // TestOracle reads every in-tree module of one kernel of each series and holds
-// it against modinfo(8) and against Module.symvers of that kernel's headers.
+// it against modinfo(8), against Module.symvers of that kernel's headers, and its
+// signature against the certificates in that kernel's image.
 func TestOracle(t *testing.T) {
 	for _, series := range []string{"6.1.", "6.12."} {
 		t.Run(series+"x", func(t *testing.T) {
@@ -32,6 +36,7 @@ func TestOracle(t *testing.T) {
 				files = every(files, 10)
 			}
 			symvers := readSymvers(t, release)
+			certs := builtinCertificates(t, release)
 			var exports, imports atomic.Int64
 			var g errgroup.Group
 			g.SetLimit(runtime.GOMAXPROCS(0))
@@ -39,7 +44,7 @@ func TestOracle(t *testing.T) {
 				g.Go(func() error {
 					infos := make([]*Info, len(batch))
 					for i, path := range batch {
-						info, err := Open(path)
+						info, err := openVerified(path, certs)
 						if err != nil {
 							return err
 						}
@@ -56,12 +61,49 @@ func TestOracle(t *testing.T) {
 			if err := g.Wait(); err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("%s: %d files equal modinfo; %d exports and %d CRCs of imports equal Module.symvers", release, len(files), exports.Load(), imports.Load())
+			t.Logf("%s: %d files equal modinfo, their signatures are the kernel's; %d exports and %d CRCs of imports equal Module.symvers", release, len(files), exports.Load(), imports.Load())
 			if len(files) < atLeast || exports.Load() == 0 || imports.Load() == 0 {
 				t.Fatalf("%s has only %d modules to compare, want %d", release, len(files), atLeast)
 			}
 		})
 	}
+}
+
+// builtinCertificates are those that the kernel of release trusts by itself.
+func builtinCertificates(t *testing.T, release string) []*x509.Certificate {
+	t.Helper()
+	image, err := os.ReadFile("/boot/vmlinuz-" + release)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload, err := vmlinux.Payload(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return vmlinux.Certificates(payload)
+}
+
+// openVerified is Open for a module that one of certs must have signed.
+func openVerified(path string, certs []*x509.Certificate) (*Info, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	file, _, err := Decompress(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	image, sig, err := modsig.Split(file)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if sig == nil {
+		return nil, fmt.Errorf("%s: not signed", path)
+	}
+	if _, err := sig.Verify(image, certs); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return Read(file)
 }
 
 // compareModinfo runs modinfo over all paths and expects exactly the text that

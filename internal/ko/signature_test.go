@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"kmodctl/internal/modsig"
 )
 
 // TestSignFile reads what the kernel's own scripts/sign-file writes, with the
@@ -84,7 +86,7 @@ func signingKey(t *testing.T, dir string) (key, cert string) {
 // trailer is struct module_signature and the marker behind a signature.
 func trailer(kind byte, size int) []byte {
 	b := []byte{0, 0, kind, 0, 0, 0, 0, 0}
-	return append(binary.BigEndian.AppendUint32(b, uint32(size)), signatureMagic...)
+	return append(binary.BigEndian.AppendUint32(b, uint32(size)), modsig.Magic...)
 }
 
 func TestBadSignature(t *testing.T) {
@@ -101,7 +103,7 @@ func TestBadSignature(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := Read([]byte(signatureMagic)); !errors.Is(err, ErrMalformed) {
+	if _, err := Read([]byte(modsig.Magic)); !errors.Is(err, ErrMalformed) {
 		t.Errorf("marker alone: %v", err)
 	}
 	old, err := Read(append(module[:len(module):len(module)], append([]byte("signed"), trailer(1, 6)...)...))
