@@ -13,6 +13,7 @@ import (
 // kernel/params.c); newer ones differ by brackets and quotes.
 var causeByLine = []struct {
 	line  string // a regular expression, compiled only when it is needed
+	id    CauseID
 	cause string // $1 is its first group
 
 	// foreign: what a build tree of another kernel leads to. When the file names
@@ -20,90 +21,101 @@ var causeByLine = []struct {
 	foreign bool
 }{
 	{line: `disagrees about version of symbol module_layout`, foreign: true,
-		cause: `the file was built against another kernel configuration (CRC of module_layout)`},
+		id: CauseModuleLayout, cause: `the file was built against another kernel configuration (CRC of module_layout)`},
 	{line: `this_module section size must match`, foreign: true,
-		cause: `the file was built against another kernel configuration (size of struct module)`},
+		id: CauseStructSize, cause: `the file was built against another kernel configuration (size of struct module)`},
 	{line: "version magic ['`](.*?) *' should be ['`](.*?) *'", foreign: true,
-		cause: `the file's vermagic is "$1", the kernel's is "$2"`},
+		id: CauseVermagic, cause: `the file's vermagic is "$1", the kernel's is "$2"`},
 	{line: `disagrees about version of symbol (\S+)`, foreign: true,
-		cause: `symbol $1 has another type (CRC) here than in the build tree of the file`},
+		id: CauseSymbolCRC, cause: `symbol $1 has another type (CRC) here than in the build tree of the file`},
 	{line: `no symbol version for (\S+)`,
-		cause: `the file has no CRC for symbol $1: it was built without the Module.symvers of the module that exports it`},
+		id: CauseNoSymbolCRC, cause: `the file has no CRC for symbol $1: it was built without the Module.symvers of the module that exports it`},
 	{line: `uses symbol \(?([^\s)]+)\)? from namespace ([^\s,]+), but does not import it`,
-		cause: `symbol $1 is in namespace $2, which the file does not import (MODULE_IMPORT_NS)`},
+		id: CauseNamespace, cause: `symbol $1 is in namespace $2, which the file does not import (MODULE_IMPORT_NS)`},
 	{line: `tries to import module namespace: (\S+)`,
-		cause: `namespace $1 is kept for modules that the kernel names`},
+		id: CauseModuleNamespace, cause: `namespace $1 is kept for modules that the kernel names`},
 	{line: `gave up waiting for init of module (\S+?)\.?$`,
-		cause: `module $1, whose symbols it needs, has been in its init for more than 30 seconds`},
+		id: CauseDependencyInInit, cause: `module $1, whose symbols it needs, has been in its init for more than 30 seconds`},
 	{line: `Unknown symbol (\S+) \(err -2\)`,
-		cause: `symbol $1 is exported by nothing that is loaded`},
+		id: CauseSymbolMissing, cause: `symbol $1 is exported by nothing that is loaded`},
 	{line: `exports duplicate symbol (\S+) \(owned by (\S+)\)`,
-		cause: `symbol $1 is exported already, by $2`},
+		id: CauseDuplicateExport, cause: `symbol $1 is exported already, by $2`},
 	{line: `(\S+): can only take (\d+) arguments`,
-		cause: `parameter $1 takes at most $2 values`},
+		id: CauseParamCount, cause: `parameter $1 takes at most $2 values`},
 	{line: "['`](.*)' invalid for parameter ['`](\\S+)'",
-		cause: `"$1" is not a value for parameter $2`},
+		id: CauseParamValue, cause: `"$1" is not a value for parameter $2`},
 	{line: "['`](.*)' too large for parameter ['`](\\S+)'",
-		cause: `"$1" is too long for parameter $2`},
+		id: CauseParamLength, cause: `"$1" is too long for parameter $2`},
 	{line: `Invalid architecture in ELF header`,
-		cause: `the file was built for another processor architecture`},
+		id: CauseArch, cause: `the file was built for another processor architecture`},
 	{line: `Invalid ELF header magic`,
-		cause: `the file is not an ELF file`},
+		id: CauseNotELF, cause: `the file is not an ELF file`},
 	{line: `^Invalid ELF|ELF Spec violation`,
-		cause: `the file is damaged or cut short`},
+		id: CauseTruncated, cause: `the file is damaged or cut short`},
 	{line: `has no symbols \(stripped\?\)`,
-		cause: `the file's symbol table was stripped (strip -g keeps it)`},
+		id: CauseStripped, cause: `the file's symbol table was stripped (strip -g keeps it)`},
 	{line: `No module found in object|Exactly one \.gnu\.linkonce\.this_module`,
-		cause: `the file is an object file but not a kernel module`},
+		id: CauseNotModule, cause: `the file is an object file but not a kernel module`},
 	{line: `section (\S+) \(index \d+\) has invalid WRITE\|EXEC flags`,
-		cause: `section $1 of the file is writable and executable`},
+		id: CauseWriteExec, cause: `section $1 of the file is writable and executable`},
 	{line: `Invalid relocation target|overflow in relocation type`,
-		cause: `the kernel cannot relocate the file: it was linked twice or by another toolchain`},
+		id: CauseRelocation, cause: `the kernel cannot relocate the file: it was linked twice or by another toolchain`},
 	{line: `failed to validate module \[\S+\] BTF`, foreign: true,
-		cause: `the file's BTF does not fit that of the kernel`},
+		id: CauseBTF, cause: `the file's BTF does not fit that of the kernel`},
 	{line: `Could not allocate (\d+) bytes percpu`,
-		cause: `no room for $1 bytes of per-CPU data`},
+		id: CausePercpu, cause: `no room for $1 bytes of per-CPU data`},
 	{line: `module is already loaded`,
-		cause: `a module of this name is built into the kernel`},
+		id: CauseBuiltinName, cause: `a module of this name is built into the kernel`},
 	{line: `is blacklisted`,
-		cause: `module_blacklist= on the kernel command line names it`},
+		id: CauseBlacklisted, cause: `module_blacklist= on the kernel command line names it`},
 	{line: `Lockdown: .*unsigned module loading is restricted`,
-		cause: `the kernel is locked down (Secure Boot) and the file has no signature that it trusts`},
+		id: CauseLockdown, cause: `the kernel is locked down (Secure Boot) and the file has no signature that it trusts`},
 	{line: `Loading of unsigned module is rejected`,
-		cause: `the kernel takes signed modules only, and the file is unsigned (or was stripped after signing)`},
+		id: CauseUnsigned, cause: `the kernel takes signed modules only, and the file is unsigned (or was stripped after signing)`},
 	{line: `Loading of module with unavailable key is rejected`,
-		cause: `the kernel takes signed modules only, and does not have the key that signed the file`},
+		id: CauseUnknownKey, cause: `the kernel takes signed modules only, and does not have the key that signed the file`},
 	{line: `Loading of module with unsupported crypto is rejected`,
-		cause: `the kernel cannot check this kind of signature`},
+		id: CauseSignatureKind, cause: `the kernel cannot check this kind of signature`},
 	{line: `LoadPin: `,
-		cause: `LoadPin lets modules come only from the file system of the first one`},
+		id: CauseLoadPin, cause: `LoadPin lets modules come only from the file system of the first one`},
 	{line: `impossible to appraise a module`,
-		cause: `IMA appraises modules, which needs finit_module(2)`},
+		id: CauseIMA, cause: `IMA appraises modules, which needs finit_module(2)`},
 }
 
 // causeByErrno is for the refusals, about 40 of 100, of which the kernel prints nothing.
-var causeByErrno = map[string]map[unix.Errno]string{
+var causeByErrno = map[string]map[unix.Errno]verdict{
 	Insert: {
-		unix.EPERM:        `no log line: lockdown (it prints its first ten refusals only), a container's root, or the module's own init`,
-		unix.EACCES:       `a security policy (IMA appraisal, SELinux) forbids it`,
-		unix.EEXIST:       `the module's own init returned it: something that it registers exists already`,
-		unix.EBUSY:        `another load of the same module failed meanwhile, or the module's own init returned it`,
-		unix.EKEYREJECTED: `the signing key is trusted, but the file has changed since it was signed`,
-		unix.ENOKEY:       `the kernel does not have the key that signed the file`,
-		unix.EBADMSG:      `the signature at the end of the file is damaged`,
-		unix.ETXTBSY:      `the file is open for writing`,
-		unix.EFBIG:        `the file is larger than 2 GiB`,
-		unix.ENOEXEC:      `the kernel does not take the file's format`,
-		unix.ENODEV:       `the module's own init returned it: there is no such device here`,
+		unix.EPERM:        {CauseSecurityPolicy, `no log line: lockdown (it prints its first ten refusals only), a container's root, or the module's own init`},
+		unix.EACCES:       {CauseSecurityPolicy, `a security policy (IMA appraisal, SELinux) forbids it`},
+		unix.EEXIST:       {CauseInit, `the module's own init returned it: something that it registers exists already`},
+		unix.EBUSY:        {CauseRaced, `another load of the same module failed meanwhile, or the module's own init returned it`},
+		unix.EKEYREJECTED: {CauseSignatureDiffers, `the signing key is trusted, but the file has changed since it was signed`},
+		unix.ENOKEY:       {CauseUnknownKey, `the kernel does not have the key that signed the file`},
+		unix.EBADMSG:      {CauseSignatureDamaged, `the signature at the end of the file is damaged`},
+		unix.ETXTBSY:      {CauseFileBusy, `the file is open for writing`},
+		unix.EFBIG:        {CauseFileTooBig, `the file is larger than 2 GiB`},
+		unix.ENOEXEC:      {CauseMalformed, `the kernel does not take the file's format`},
+		unix.ENODEV:       {CauseInit, `the module's own init returned it: there is no such device here`},
 	},
 	Remove: {
-		unix.EPERM: `no log line: a container's root, or kernel.modules_disabled`,
+		unix.EPERM: {CauseSecurityPolicy, `no log line: a container's root, or kernel.modules_disabled`},
 	},
 }
 
-// cause explains e from its log, its errno and the releases. Without a line it
+// verdict is a cause, for programs and in words for people.
+type verdict struct {
+	id    CauseID
+	cause string
+}
+
+// judge explains e from its log, its errno and the releases. Without a line it
 // guesses only if logged, that is, if the kernel's silence was heard.
-func (e *KernelError) cause(logged bool) string {
+func (e *KernelError) judge(logged bool) {
+	v := e.verdict(logged)
+	e.CauseID, e.Cause = v.id, v.cause
+}
+
+func (e *KernelError) verdict(logged bool) verdict {
 	for _, rule := range causeByLine {
 		pattern := regexp.MustCompile(rule.line)
 		for _, line := range e.Log {
@@ -112,26 +124,29 @@ func (e *KernelError) cause(logged bool) string {
 				continue
 			}
 			if rule.foreign && e.otherRelease() {
-				return "the file was built for " + e.BuiltFor
+				return verdict{rule.id, "the file was built for " + e.BuiltFor}
 			}
 			cause := string(pattern.ExpandString(nil, rule.cause, line, m))
 			if licence := e.nonGPL(); licence != "" && strings.Contains(line, "Unknown symbol") {
 				cause += `, or only for GPL modules: the file's licence is "` + licence + `"`
 			}
-			return cause
+			return verdict{rule.id, cause}
 		}
 	}
 	if e.Op == Insert && e.Errno == unix.ENOEXEC && e.otherRelease() {
-		return "the file was built for " + e.BuiltFor
+		return verdict{CauseOtherKernel, "the file was built for " + e.BuiltFor}
 	}
 	if !logged {
-		return ""
+		return verdict{id: CauseUnknown}
 	}
-	if cause := causeByErrno[e.Op][e.Errno]; cause != "" || e.Op == Remove {
-		return cause
+	if v, ok := causeByErrno[e.Op][e.Errno]; ok {
+		return v
+	}
+	if e.Op == Remove {
+		return verdict{id: CauseUnknown}
 	}
 	// All other checks of the kernel's loader print a line.
-	return "the module's own init returned it"
+	return verdict{CauseInit, "the module's own init returned it"}
 }
 
 func (e *KernelError) otherRelease() bool {

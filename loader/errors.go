@@ -76,6 +76,7 @@ type KernelError struct {
 	Errno    unix.Errno
 	Log      []string // what the kernel printed about the module during the call, oldest first
 	Cause    string   // in plain words
+	CauseID  CauseID  // the same in one
 }
 
 func (e *KernelError) Error() string {

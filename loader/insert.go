@@ -40,7 +40,7 @@ func (l *Loader) insert(ctx context.Context, s Step) (StepResult, error) {
 	if errno := unix.Errno(0); errors.As(err, &errno) {
 		refusal := &KernelError{Op: Insert, Module: s.Module, Path: s.Path, Release: l.release(),
 			BuiltFor: m.info.Release(), Errno: errno, Log: lines}
-		refusal.Cause = refusal.cause(log.err == nil)
+		refusal.judge(log.err == nil)
 		return StepResult{}, refusal
 	}
 	if err != nil {

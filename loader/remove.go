@@ -33,8 +33,8 @@ func (l *Loader) remove(ctx context.Context, s Step) (StepResult, error) {
 		return StepResult{}, &InUseError{Module: s.Module, Holders: l.holders(s.Module), Refcnt: l.refcnt(s.Module)}
 	case errors.As(err, &errno):
 		refusal := &KernelError{Op: Remove, Module: s.Module, Release: l.release(), Errno: errno, Log: lines}
-		if refusal.Cause = refusal.cause(log.err == nil); errno == unix.EBUSY {
-			refusal.Cause = l.whyBusy(s.Module)
+		if refusal.judge(log.err == nil); errno == unix.EBUSY {
+			refusal.CauseID, refusal.Cause = CauseBusy, l.whyBusy(s.Module)
 		}
 		return StepResult{}, refusal
 	}

@@ -71,3 +71,57 @@ func FuzzReadSymvers(f *testing.F) {
 		}
 	})
 }
+
+// What is read for some symbols is what is read for all.
+func TestSymbolsOf(t *testing.T) {
+	for _, tree := range trees(t) {
+		all, err := tree.Symbols()
+		if err != nil {
+			t.Fatal(err)
+		}
+		names, want := map[string]bool{"nowhere": true}, map[string]Symbol{}
+		for name, s := range all {
+			if len(names) < 100 {
+				names[name], want[name] = true, s
+			}
+		}
+		got, err := tree.SymbolsOf(names)
+		if err != nil || len(all) < 1000 {
+			t.Fatalf("%d symbols, %v", len(all), err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-all +some):\n%s", tree.Symvers, diff)
+		}
+	}
+}
+
+// trees are the build trees of this machine.
+func trees(t testing.TB) (list []*Tree) {
+	all, err := Find("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range all {
+		if k.Tree != nil {
+			list = append(list, k.Tree)
+		}
+	}
+	if len(list) == 0 {
+		t.Fatal("no build tree here: apt install linux-headers-amd64")
+	}
+	return list
+}
+
+func BenchmarkSymbols(b *testing.B) {
+	tree := trees(b)[0]
+	b.Run("all", func(b *testing.B) {
+		for b.Loop() {
+			tree.Symbols()
+		}
+	})
+	b.Run("some", func(b *testing.B) {
+		for b.Loop() {
+			tree.SymbolsOf(map[string]bool{"_printk": true})
+		}
+	})
+}
