@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/xrash/smetrics"
+	"golang.org/x/sys/unix"
 
 	"kmodctl/internal/kernel"
 	"kmodctl/internal/ko"
@@ -22,11 +23,15 @@ type ParamError struct {
 	Param  string // as it was written
 	Reason string // "no such parameter", `"many" is no int`
 	Near   string // the parameter that may have been meant, or ""
+	Err    error  // the kernel's answer, nil when it was not asked
 }
 
 func (e *ParamError) Error() string {
-	return fmt.Sprintf("check parameter %s of %s: %s", e.Param, e.Module, e.Reason)
+	return fmt.Sprintf("set parameter %s of %s: %s", e.Param, e.Module, e.Reason)
 }
+
+// Unwrap lets errors.Is compare with unix.EINVAL and its like.
+func (e *ParamError) Unwrap() error { return e.Err }
 
 // NotLiveError is returned for a module that the running kernel does not have.
 type NotLiveError struct{ Module string }
@@ -172,14 +177,18 @@ func LiveParams(root kernel.Root, module string) ([]LiveParam, error) {
 	return all, nil
 }
 
-// SetParam writes a parameter of a live module and returns what the kernel made of it. The error wraps the kernel's: EINVAL
-// and ERANGE for a value that the module refused, EACCES without the right to write.
+// SetParam writes a parameter of a live module and returns what the kernel made of it. The error is a *ParamError when the
+// module refuses the value.
 func SetParam(root kernel.Root, module, name, value string) (now string, err error) {
 	path := under(root, "sys/module/"+ko.NormalizeName(module)+"/parameters/"+name)
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err == nil {
+		defer f.Close()
+		var errno unix.Errno
 		_, err = f.WriteString(cmp.Or(unquoted(value), "\n")) // an empty write is none; a charp would keep a newline
-		err = errors.Join(err, f.Close())
+		if errors.As(err, &errno) {
+			return "", &ParamError{Module: module, Param: name + "=" + value, Reason: "the module refuses it: " + errno.Error(), Err: errno}
+		}
 	}
 	if err != nil {
 		return "", fmt.Errorf("set parameter %s of %s: %w", name, module, err)

@@ -155,3 +155,23 @@ func completeModules(e *env) cli.BashCompleteFunc {
 		}
 	}
 }
+
+// completeParams offers modules, and behind a module its parameters.
+func completeParams(e *env) cli.BashCompleteFunc {
+	return func(c *cli.Context) {
+		if c.NArg() == 0 {
+			completeModules(e)(c)
+			return
+		}
+		if completing(c, e) {
+			return
+		}
+		m, live, err := e.paramsOf(c.Context, c.Args().First())
+		if err != nil {
+			return
+		}
+		for _, p := range withValues(m.Params, live) {
+			fmt.Fprintln(e.out, p.Name+"=")
+		}
+	}
+}

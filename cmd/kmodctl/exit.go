@@ -78,6 +78,8 @@ func exitCode(err error) int {
 		busy     *registry.BusyError
 		newer    newerOriginal
 		pinned   otherPin
+		param    *loader.ParamError
+		late     loadTimeError
 	)
 	switch {
 	case err == nil:
@@ -98,7 +100,7 @@ func exitCode(err error) int {
 		return exitBuild
 	case errors.As(err, &guest):
 		return guest.code
-	case errors.As(err, &refused), errors.As(err, &inUse), errors.As(err, &newer), errors.As(err, &pinned), errors.Is(err, loader.ErrNoModules),
+	case errors.As(err, &refused), errors.As(err, &inUse), errors.As(err, &newer), errors.As(err, &pinned), errors.As(err, &param), errors.As(err, &late), errors.Is(err, loader.ErrNoModules),
 		errors.Is(err, loader.ErrNoCapability), errors.Is(err, loader.ErrModulesDisabled), errors.Is(err, loader.ErrPermanent),
 		errors.Is(err, loader.ErrBuiltin):
 		return exitRefused

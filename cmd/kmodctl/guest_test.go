@@ -278,6 +278,7 @@ func (g *guest) params(string) {
 		g.errorf("count=101: %v", err)
 	}
 	g.file(dir+"count", "7")
+	g.setParams(dir)
 	g.run(0, "unload", "params")
 	r := g.run(exitRefused, "load", "params", "count=many")
 	g.says(r, "invalid argument", "kernel log: ", "count")

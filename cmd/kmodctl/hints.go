@@ -111,6 +111,8 @@ func hints(err error) []string {
 		exit     *exec.Error
 		needs    *needsError
 		conf     *configError
+		param    *loader.ParamError
+		late     loadTimeError
 
 		uncheckable *build.CheckError
 	)
@@ -140,6 +142,12 @@ func hints(err error) []string {
 		return append(nearest("-k ", noKernel.Near), "kmodctl kernels (what this machine has)")
 	case errors.As(err, &noModule):
 		return append(nearest("", noModule.Near), "kmodctl status (what is built for "+noModule.Release+")")
+	case errors.As(err, &param) && param.Near != "":
+		return nearest("", []string{param.Near})
+	case errors.As(err, &param) && param.Err == nil:
+		return []string{"kmodctl params " + param.Module}
+	case errors.As(err, &late):
+		return []string{late.remedy()}
 	case errors.As(err, &missing):
 		return missing.remedies()
 	case errors.As(err, &conf):
