@@ -205,7 +205,7 @@ func (r *Registry) recognize(root kernel.Root, d Drift, records func() ([]Artifa
 	if err != nil {
 		return d, err
 	}
-	i := slices.IndexFunc(last, func(l Attempt) bool { return !l.Makes() && l.Outcome == OutcomeOK })
+	i := slices.IndexFunc(last, func(l Attempt) bool { return l.Places() && l.Outcome == OutcomeOK })
 	if i < 0 || last[i].Op != OpUninstall { // else it was put there since
 		return Drift{Kind: DriftMissing, Object: ObjectDatabase, Release: d.Release, Path: d.Path, Package: a.Package, Version: a.Version,
 			Why: "registry.db has lost the row of this module"}, nil

@@ -17,16 +17,22 @@ const (
 	OpRollback  = "rollback"
 	OpUninstall = "uninstall"
 
+	// Scripts of a dkms.conf that change the machine. The first is about no kernel.
+	OpPostAdd     = "post_add"
+	OpPreInstall  = "pre_install"
+	OpPostInstall = "post_install"
+	OpPostRemove  = "post_remove"
+
 	OutcomeOK          = "ok"
 	OutcomeFailed      = "failed"
 	OutcomeInterrupted = "interrupted"
 )
 
-// Attempt is one try to build, install or uninstall a package, kept until Forget.
+// Attempt is one try to build, install or uninstall a package, or to run a script of it, kept until Forget.
 // The log may be gone: GC drops those of kernels that are.
 type Attempt struct {
 	ID        int64     `json:"id"`
-	Op        string    `json:"op"` // build, reuse, install, upgrade, rollback or uninstall
+	Op        string    `json:"op"` // build, reuse, install, upgrade, rollback, uninstall, or a script's
 	Package   string    `json:"package"`
 	Version   string    `json:"version"`
 	Release   string    `json:"release"`
@@ -41,8 +47,10 @@ type Attempt struct {
 	Artifact  string    `json:"artifact,omitempty"` // digest of the record: what was built, or is to be installed
 }
 
-// Makes tells attempts that bring an artifact into the registry from those that change what is installed.
-func (a Attempt) Makes() bool { return a.Op == OpBuild || a.Op == OpReuse }
+// Places tells attempts that change what is installed from those that bring an artifact into the registry, and from scripts.
+func (a Attempt) Places() bool {
+	return a.Op == OpInstall || a.Op == OpUpgrade || a.Op == OpRollback || a.Op == OpUninstall
+}
 
 // BeginAttempt adds an attempt that runs and returns it with ID and Started. If
 // nobody finishes it, the next writer calls it interrupted.

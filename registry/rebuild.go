@@ -290,7 +290,7 @@ func saneInputs(row []any) bool {
 }
 
 func saneAttempt(row []any) bool {
-	ops := []string{OpBuild, OpReuse, OpInstall, OpUpgrade, OpRollback, OpUninstall}
+	ops := []string{OpBuild, OpReuse, OpInstall, OpUpgrade, OpRollback, OpUninstall, OpPostAdd, OpPreInstall, OpPostInstall, OpPostRemove}
 	outcomes := []string{"", OutcomeOK, OutcomeFailed, OutcomeInterrupted}
 	log := text(row, 9)
 	return slices.Contains(ops, text(row, 1)) && slices.Contains(outcomes, text(row, 5)) && (log == "" || checkDigest(log) == nil)

@@ -32,17 +32,19 @@ func cmdAdd(e *env) *cli.Command {
 				return err
 			}
 			defer e.close(reg)
-			src, err := (&job{env: e, reg: reg}).add(c.Context, dir)
+			j := &job{env: e, reg: reg}
+			src, err := j.register(c.Context, dir)
 			if err != nil {
 				return err
 			}
 			if e.json {
-				return e.document("add", src)
-			}
-			if e.dryRun {
+				if err := e.document("add", src); err != nil {
+					return err
+				}
+			} else if e.dryRun {
 				fmt.Fprintf(e.out, "add %s %s from %s\n", src.Name, src.Version, src.Origin)
 			}
-			return nil
+			return j.outcome()
 		},
 	}
 }
@@ -95,14 +97,22 @@ func (e *env) remove(ctx context.Context, arg string, purge bool) error {
 	if err != nil {
 		return err
 	}
-	if e.dryRun {
-		installs, err := reg.Installs()
-		if err != nil {
-			return err
+	installs, err := reg.Installs()
+	if err != nil {
+		return err
+	}
+	j := &job{env: e, reg: reg}
+	after := map[target]script{}
+	for _, src := range sources {
+		for _, release := range releasesOf(installs, src.Name, src.Version) {
+			after[target{src.Name, release}] = j.scriptOf(src, registry.OpPostRemove, release)
 		}
+	}
+	if e.dryRun {
 		for _, src := range sources {
 			for _, release := range releasesOf(installs, src.Name, src.Version) {
 				e.would("uninstall %s %s for %s", src.Name, src.Version, release)
+				j.runScripts(ctx, after[target{src.Name, release}])
 			}
 			e.would("remove %s %s", src.Name, src.Version)
 			if held := heldFor(pins, src); held != "" {
@@ -114,7 +124,7 @@ func (e *env) remove(ctx context.Context, arg string, purge bool) error {
 		}
 		return e.removed(sources, nil, history)
 	}
-	changes, err := e.removeSources(ctx, reg, sources, pins)
+	changes, err := j.removeSources(ctx, sources, pins, after)
 	if err != nil {
 		return err
 	}
@@ -125,7 +135,10 @@ func (e *env) remove(ctx context.Context, arg string, purge bool) error {
 		}
 		e.changed("forgot the history of %s: %d attempts", arg, forgotten)
 	}
-	return e.removed(sources, changes, int(forgotten))
+	if err := e.removed(sources, changes, int(forgotten)); err != nil {
+		return err
+	}
+	return j.outcome()
 }
 
 // attemptsOf counts the history of a version, or of all versions ("").
@@ -139,8 +152,8 @@ func attemptsOf(reg *registry.Registry, name, version string) (n int, err error)
 	return n, err
 }
 
-// removeSources removes versions of one package.
-func (e *env) removeSources(ctx context.Context, reg *registry.Registry, sources []registry.Source, pins registry.Pins) (changes []registry.Change, err error) {
+// removeSources removes versions of one package. What is in after is run where they were installed.
+func (j *job) removeSources(ctx context.Context, sources []registry.Source, pins registry.Pins, after map[target]script) (changes []registry.Change, err error) {
 	if len(sources) == 0 {
 		return nil, nil
 	}
@@ -149,18 +162,19 @@ func (e *env) removeSources(ctx context.Context, reg *registry.Registry, sources
 	for _, src := range sources {
 		all = append(all, src.Version)
 	}
-	results, err := reg.Remove(ctx, name, all...)
+	results, err := j.reg.Remove(ctx, name, all...)
 	for _, res := range results {
 		changes = append(changes, res.Changes...)
-		e.changed("uninstalled %s %s for %s%s", name, res.Changes[0].Version, res.Release, originals(res, name, "modprobe finds again"))
+		j.changed("uninstalled %s %s for %s%s", name, res.Changes[0].Version, res.Release, originals(res, name, "modprobe finds again"))
+		j.runScripts(ctx, after[target{name, res.Release}])
 	}
 	if err != nil {
 		return changes, err
 	}
 	for _, src := range sources {
-		e.changed("removed %s %s", src.Name, src.Version)
+		j.changed("removed %s %s", src.Name, src.Version)
 		if held := heldFor(pins, src); held != "" {
-			e.changed("unpinned %s from %s for %s", src.Name, src.Version, held)
+			j.changed("unpinned %s from %s for %s", src.Name, src.Version, held)
 		}
 	}
 	return changes, nil

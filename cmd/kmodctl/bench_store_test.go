@@ -135,7 +135,7 @@ func newStore(t testing.TB, packages, kernelCount int) string {
 	due := map[string][]registry.Artifact{}
 	file := filepath.Join(root, "x.ko")
 	for p, dir := range dirs {
-		src, err := j.add(t.Context(), dir)
+		src, _, err := j.add(t.Context(), dir)
 		ok(err)
 		m, err := build.ParseManifest("kmod.toml", []byte(src.Manifest))
 		ok(err)

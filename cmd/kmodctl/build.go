@@ -242,7 +242,7 @@ func (j *job) sources(ctx context.Context, args []string) ([]registry.Source, er
 	}
 	for _, arg := range args {
 		if isPath(arg) {
-			src, err := j.add(ctx, arg)
+			src, err := j.register(ctx, arg)
 			if err != nil {
 				return nil, err
 			}
@@ -362,31 +362,46 @@ func (e *env) tellLacking(kernels []kernel.Release, steps []build.Step) (lines [
 	return lines
 }
 
-// add puts the folder, whose manifest CheckSource liked, into the registry, unless
-// the same is there already.
-func (j *job) add(ctx context.Context, dir string) (registry.Source, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return registry.Source{}, err
+// register adds a folder for more than this command: its POST_ADD is run where there was not the same before. What that
+// makes in the folder belongs to the source.
+func (j *job) register(ctx context.Context, dir string) (registry.Source, error) {
+	src, changed, err := j.add(ctx, dir)
+	if err != nil || !changed {
+		return src, err
+	}
+	s := j.scriptOf(src, registry.OpPostAdd, "")
+	j.runScripts(ctx, s)
+	if s.text == "" || j.dryRun {
+		return src, nil
+	}
+	src, _, err = j.add(ctx, dir)
+	return src, err
+}
+
+// add puts the folder, whose manifest CheckSource liked, into the registry; changed is false when the same is there already.
+func (j *job) add(ctx context.Context, dir string) (src registry.Source, changed bool, err error) {
+	if dir, err = filepath.Abs(dir); err != nil {
+		return src, false, err
 	}
 	// The lock may have been waited for: what counts is the manifest as it is now,
 	// and AddSource refuses one that is not the archive's.
 	text, name, version, err := j.identify(ctx, dir)
 	if err != nil {
-		return registry.Source{}, err
+		return src, false, err
 	}
 	if j.dryRun {
-		digest, files, err := registry.Digest(ctx, dir)
-		return registry.Source{Name: name, Version: version, Digest: digest, Origin: dir, Manifest: text, Files: files}, err
+		src = registry.Source{Name: name, Version: version, Origin: dir, Manifest: text}
+		src.Digest, src.Files, err = registry.Digest(ctx, dir)
+		old, _ := j.reg.Source(name, version)
+		return src, old.Digest != src.Digest, err
 	}
-	src, changed, err := j.reg.AddSource(ctx, dir, name, version, text)
-	if err != nil {
-		return src, err
+	if src, changed, err = j.reg.AddSource(ctx, dir, name, version, text); err != nil {
+		return src, false, err
 	}
 	if changed {
 		j.say("added %s %s from %s", src.Name, src.Version, dir)
 	}
-	return src, nil
+	return src, changed, nil
 }
 
 // source finds NAME or NAME@VERSION in the registry.

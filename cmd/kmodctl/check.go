@@ -120,7 +120,7 @@ func (e *env) subject(ctx context.Context, own, machine *registry.Registry, arg 
 	}
 	quiet := *e
 	quiet.quiet, quiet.dryRun = true, false
-	src, err := (&job{env: &quiet, reg: own}).add(ctx, arg)
+	src, _, err := (&job{env: &quiet, reg: own}).add(ctx, arg)
 	return subject{src, own, arg}, err
 }
 

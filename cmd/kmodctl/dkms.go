@@ -53,6 +53,7 @@ func dkmsCode(err error) int {
 		owned    *registry.PackageError
 		exit     *exec.ExitError
 		program  *exec.Error
+		script   scriptFailed
 	)
 	switch {
 	case err == nil:
@@ -61,6 +62,11 @@ func dkmsCode(err error) int {
 		return said.code
 	case errors.As(err, &sig), errors.Is(err, context.Canceled):
 		return exitCode(err)
+	case errors.As(err, &script):
+		if script.op == registry.OpPreInstall {
+			return 101
+		}
+		return 1
 	case errors.As(err, &kbuild):
 		switch kbuild.Step {
 		case "patch":
@@ -138,7 +144,7 @@ func (e *env) dkms(ctx context.Context, words []string) error {
 	if call.action == "status" {
 		return e.dkmsStatus(ctx, call)
 	}
-	d := &dkmsRun{job: &job{env: e, failed: map[target]error{}, named: map[string]bool{}, force: call.force || call.forceVersion}, dkmsCall: call}
+	d := &dkmsRun{job: &job{env: e, failed: map[target]error{}, named: map[string]bool{}, force: call.force || call.forceVersion, despite: call.force || call.rpmSafe}, dkmsCall: call}
 	running, err := kernel.Running()
 	if err != nil {
 		return err
@@ -221,7 +227,6 @@ type dkmsRun struct {
 	*job
 	dkmsCall
 	kernels []dkmsTarget
-	scripts bool // POST_INSTALL and its like are run
 }
 
 func (d *dkmsRun) run(ctx context.Context) error {
@@ -231,11 +236,6 @@ func (d *dkmsRun) run(ctx context.Context) error {
 	if d.action == "generate_mok" {
 		return d.generateMOK()
 	}
-	conf, err := d.readConfig()
-	if err != nil {
-		return err
-	}
-	d.scripts = conf.DKMS.Scripts
 	reg, err := d.open(ctx, "dkms "+d.action)
 	if err != nil {
 		return err

@@ -28,7 +28,11 @@ func (d *dkmsRun) add(ctx context.Context) (registry.Source, error) {
 	}
 	if src, err := d.reg.Source(d.module, d.version); err == nil {
 		if os.Getenv("DPKG_MAINTSCRIPT_NAME") == "postinst" { // its prerm has asked to remove it: see unbuild
-			return d.refresh(ctx, src)
+			src, err := d.refresh(ctx, src)
+			if err == nil {
+				d.runScripts(ctx, d.scriptOf(src, registry.OpPostAdd, ""))
+			}
+			return src, err
 		}
 		return none, dkmsFail(3, "%s/%s is added already", d.module, d.version)
 	}
@@ -67,7 +71,8 @@ func (d *dkmsRun) add(ctx context.Context) (registry.Source, error) {
 	}
 	if d.dryRun {
 		d.would("add %s %s from %s", d.module, d.version, dir)
-		return src, d.script(ctx, src, "POST_ADD", conf.PostAdd)
+		d.runScripts(ctx, script{op: registry.OpPostAdd, text: conf.PostAdd, src: src})
+		return src, nil
 	}
 	if src, _, err = d.reg.AddSource(ctx, dir, d.module, d.version, string(text)); err != nil {
 		return none, err
@@ -86,7 +91,8 @@ func (d *dkmsRun) add(ctx context.Context) (registry.Source, error) {
 			return src, err
 		}
 	}
-	return src, d.script(ctx, src, "POST_ADD", conf.PostAdd)
+	d.runScripts(ctx, script{op: registry.OpPostAdd, text: conf.PostAdd, src: src})
+	return src, nil
 }
 
 // refresh copies the source of a module anew when its folder in /usr/src, which is root's, has changed: to DKMS that is the source.
@@ -118,22 +124,13 @@ func (d *dkmsRun) readConf(ctx context.Context, dir string, src registry.Source)
 	}
 	k := kernel.Release{Root: d.root}
 	if len(d.kernels) > 0 {
-		k = d.kernel(d.kernels[0])
+		k = d.kernelNamed(d.kernels[0].release)
 	}
 	conf, err := dkms.Evaluate(ctx, dkms.Source{Dir: dir, Text: text, Name: src.Name, Version: src.Version}, k)
 	if err != nil {
 		return conf, dkmsError{8, err}
 	}
 	return conf, nil
-}
-
-// kernel is a kernel of the machine, or what a name alone tells.
-func (d *dkmsRun) kernel(t dkmsTarget) kernel.Release {
-	k, err := kernel.Get(d.root, t.release)
-	if err != nil {
-		return kernel.Release{Name: t.release, Arch: t.arch, Root: d.root}
-	}
-	return k
 }
 
 // copyTree copies the folder that was given to its place in /usr/src, unless it is there.
@@ -255,45 +252,32 @@ func (d *dkmsRun) carry(ctx context.Context, sources []registry.Source, kernels 
 	if err := d.buildAll(ctx, choices, steps, kernels, func(kernel.Release) error { return nil }); err != nil || !install {
 		return err
 	}
-	if choices, err = d.beforeInstall(ctx, choices, byTarget(before)); err != nil {
-		return err
+	if d.action == "install" {
+		if err := d.tellInstalled(choices, byTarget(before)); err != nil {
+			return err
+		}
 	}
 	if err := d.installAll(ctx, choices, kernels, d.action == "install"); err != nil {
-		return err
-	}
-	if err := d.afterInstall(ctx, choices, byTarget(before)); err != nil {
 		return err
 	}
 	return d.retire(ctx, choices)
 }
 
-// beforeInstall runs PRE_INSTALL of what is to be installed. Where it fails, that is not.
-func (d *dkmsRun) beforeInstall(ctx context.Context, choices []choice, had map[target][]registry.Install) ([]choice, error) {
-	for i, c := range choices {
-		var kernels []kernel.Release
+// tellInstalled says of what is to be installed that it is.
+func (d *dkmsRun) tellInstalled(choices []choice, had map[target][]registry.Install) error {
+	for _, c := range choices {
 		for _, k := range c.kernels {
 			to := target{c.Name, k.Name}
 			art, ok, err := d.artifact(c.Source, k.Name)
 			if err != nil {
-				return nil, err
+				return err
 			}
-			if due := ok && !d.inPlace(art, had[to]) || d.willBe[to]; due && !d.hasFailed(to) {
-				err := d.scriptOf(ctx, c.Source, k.Name, "PRE_INSTALL", func(c dkms.Conf) string { return c.PreInstall })
-				switch {
-				case err != nil && d.dkmsCall.force:
-					d.changed("note: %v", err)
-				case err != nil:
-					d.noted(dkmsError{101, err})
-					continue
-				}
-			} else if ok && d.action == "install" && !d.hasFailed(to) {
+			if ok && !d.willBe[to] && !d.hasFailed(to) && d.inPlace(art, had[to]) {
 				d.say("%s/%s is installed for %s already", c.Name, c.Version, k.Name)
 			}
-			kernels = append(kernels, k)
 		}
-		choices[i].kernels = kernels
 	}
-	return choices, nil
+	return nil
 }
 
 // judge makes of a step what DKMS makes of it: a kernel that is not one to build for is a failure when it was asked for.
@@ -314,29 +298,6 @@ func (d *dkmsRun) judge(s build.Step) build.Step {
 		d.say("%s/%s is built for %s already: --force builds it again", s.Package, s.Version, s.Release)
 	}
 	return s
-}
-
-// afterInstall runs POST_INSTALL of what was installed just now.
-func (d *dkmsRun) afterInstall(ctx context.Context, choices []choice, had map[target][]registry.Install) error {
-	after, err := d.reg.Installs()
-	if err != nil {
-		return err
-	}
-	has := byTarget(after)
-	if d.dryRun {
-		for _, i := range d.installs {
-			has[target{i.Package, i.Release}] = []registry.Install{{}}
-		}
-	}
-	for _, c := range choices {
-		for _, k := range c.kernels {
-			to := target{c.Name, k.Name}
-			if rows := has[to]; len(rows) > 0 && !slices.Equal(rows, had[to]) {
-				d.noted(d.scriptOf(ctx, c.Source, k.Name, "POST_INSTALL", func(c dkms.Conf) string { return c.PostInstall }))
-			}
-		}
-	}
-	return nil
 }
 
 // noted reports an error of a step, if it is one.

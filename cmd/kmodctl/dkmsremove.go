@@ -45,15 +45,17 @@ func (d *dkmsRun) takeOut(ctx context.Context, src registry.Source) (free []stri
 			d.say("%s/%s is not installed for %s", src.Name, src.Version, release)
 		case d.dryRun:
 			d.would("uninstall %s %s for %s", src.Name, src.Version, release)
+			d.runScripts(ctx, d.scriptOf(src, registry.OpPostRemove, release))
 		default:
 			d.begun()
+			after := d.scriptOf(src, registry.OpPostRemove, release)
 			res, err := d.reg.Uninstall(ctx, release, []string{src.Name})
 			if err != nil {
 				d.fail(err)
 				continue
 			}
 			d.changed("uninstalled %s %s for %s%s", src.Name, src.Version, release, originals(res, src.Name, "modprobe finds again"))
-			d.noted(d.scriptOf(ctx, src, release, "POST_REMOVE", func(c dkms.Conf) string { return c.PostRemove }))
+			d.runScripts(ctx, after)
 		}
 		free = append(free, release)
 	}
@@ -188,9 +190,15 @@ func (d *dkmsRun) kernelGoes(ctx context.Context) error {
 		return nil
 	}
 	if len(names) > 0 {
+		installs, err := d.reg.Installs(names...)
+		if err != nil {
+			return err
+		}
+		after := d.scriptsOf(installs, registry.OpPostRemove, release, names...)
 		if _, err := d.reg.Uninstall(ctx, release, names); err != nil {
 			return dkmsError{14, err}
 		}
+		d.runScripts(ctx, after...)
 	}
 	for _, m := range built {
 		if err := d.reg.RemoveArtifacts(m.name, m.version, release); err != nil {

@@ -16,7 +16,7 @@ import (
 func cmdHistory(e *env) *cli.Command {
 	return &cli.Command{
 		Name:      "history",
-		Usage:     "show every build, install, rollback and uninstall of a package, newest first",
+		Usage:     "show every build, install, rollback and uninstall of a package, and its scripts, newest first",
 		ArgsUsage: "NAME|NAME@VERSION",
 		Description: examples("A package that was removed has its history still. With -v: which inputs a build had changed\n"+
 			"against the one before it for that kernel, how well it was isolated (docs/sandbox.md), and the\n"+

@@ -24,7 +24,7 @@ func cmdInstall(e *env) *cli.Command {
 			"kmodctl install hello", "kmodctl install hello -k 6.1.0-56-amd64"),
 		Flags: []cli.Flag{
 			kernelFlag("only for kernel `RELEASE` (repeatable)"),
-			&cli.BoolFlag{Name: "force", Usage: "also where the kernel's own module of that name has a higher version"},
+			&cli.BoolFlag{Name: "force", Usage: "also where the kernel's own module of that name has a higher version, or PRE_INSTALL of its dkms.conf fails"},
 		},
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
@@ -46,7 +46,7 @@ func (e *env) install(ctx context.Context, args, releases []string, force bool) 
 		return err
 	}
 	defer e.close(reg)
-	j := &job{env: e, reg: reg, force: force, named: map[string]bool{}}
+	j := &job{env: e, reg: reg, force: force, despite: force, named: map[string]bool{}}
 	var sources []registry.Source
 	for _, arg := range args {
 		src, err := source(reg, arg)
@@ -165,9 +165,11 @@ func (e *env) uninstall(ctx context.Context, args, releases []string) error {
 	for _, release := range slices.Sorted(maps.Keys(byRelease)) {
 		if e.dryRun {
 			e.would("uninstall %s for %s", strings.Join(byRelease[release], ", "), release)
+			j.runScripts(ctx, j.scriptsOf(installs, registry.OpPostRemove, release, byRelease[release]...)...)
 			continue
 		}
 		j.tried++
+		after := j.scriptsOf(installs, registry.OpPostRemove, release, byRelease[release]...)
 		res, err := reg.Uninstall(ctx, release, byRelease[release])
 		if err != nil {
 			j.fail(err)
@@ -177,6 +179,7 @@ func (e *env) uninstall(ctx context.Context, args, releases []string) error {
 		for _, pkg := range byRelease[release] {
 			e.changed("uninstalled %s for %s%s", pkg, release, originals(res, pkg, "modprobe finds again"))
 		}
+		j.runScripts(ctx, after...)
 	}
 	if e.json {
 		if err := e.document("uninstall", map[string]any{"dry_run": e.dryRun, "changes": orEmpty(changes)}); err != nil {

@@ -20,27 +20,30 @@ type job struct {
 	failed map[target]error // builds that failed: what is installed stays
 	willBe map[target]bool  // in a dry run, what would be built
 
-	reused map[target]registry.Artifact // what is reused, of another kernel
-	force  bool                         // shadow newer modules too
-	anew   string                       // the package that is built even where nothing has changed
+	reused  map[target]registry.Artifact // what is reused, of another kernel
+	force   bool                         // shadow newer modules too
+	despite bool                         // PRE_INSTALL that fails keeps nothing from being installed
+	anew    string                       // the package that is built even where nothing has changed
 
 	jobs    *build.Jobserver // of the builds that go on; nil is one compiler at a time
 	options buildOptions     // of the command build; none for the others
 	events  bool             // a line of JSON tells of each step of a build
 
-	mu       sync.Mutex // of all that follows, and of tried, errs and failed: several builds go on at once
-	installs []installStep
-	newest   map[artifactKey]*registry.Artifact // once read
-	pins     registry.Pins                      // read with them
-	only     []string                           // names of the packages that are asked for; all when there are none
-	planner  build.Planner
-	planning sync.Once                  // of the planner's set-up
-	named    map[string]bool            // packages of which the user named the version
-	headers  []string                   // names of what the kernels' headers were given by; none when they are installed
-	given    map[string]registry.Source // what the command is about, by name
-	folders  map[string]string          // folders inside the root: their host paths
-	confs    confs                      // of sources that have a dkms.conf
-	weaker   sync.Once                  // to tell that builds are not isolated as well as can be
+	mu          sync.Mutex // of all that follows, and of tried, errs and failed: several builds go on at once
+	installs    []installStep
+	newest      map[artifactKey]*registry.Artifact // once read
+	pins        registry.Pins                      // read with them
+	only        []string                           // names of the packages that are asked for; all when there are none
+	planner     build.Planner
+	planning    sync.Once                  // of the planner's set-up
+	named       map[string]bool            // packages of which the user named the version
+	headers     []string                   // names of what the kernels' headers were given by; none when they are installed
+	given       map[string]registry.Source // what the command is about, by name
+	folders     map[string]string          // folders inside the root: their host paths
+	confs       confs                      // of sources that have a dkms.conf
+	postInstall map[target]script          // of what is about to be installed
+	scripting   sync.Mutex                 // scripts of packages run one after the other
+	weaker      sync.Once                  // to tell that builds are not isolated as well as can be
 }
 
 // know reads, once, what most steps of a command ask for: all newest artifacts, and

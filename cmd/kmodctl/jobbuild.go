@@ -50,7 +50,7 @@ func (j *job) buildAll(ctx context.Context, choices []choice, steps []build.Step
 	var tasks []build.Task
 	of := map[string][]int{} // the builds for a kernel
 	for i, s := range todo {
-		src := sourceOf(choices, s)
+		src := sourceOf(choices, s.Package, s.Version)
 		seconds := expected[i].Seconds()
 		if seconds == 0 {
 			seconds = j.guess(src)
@@ -156,8 +156,8 @@ func titles(steps []build.Step) (texts []string) {
 	return texts
 }
 
-func sourceOf(choices []choice, s build.Step) registry.Source {
-	i := slices.IndexFunc(choices, func(c choice) bool { return c.Name == s.Package && c.Version == s.Version })
+func sourceOf(choices []choice, pkg, version string) registry.Source {
+	i := slices.IndexFunc(choices, func(c choice) bool { return c.Name == pkg && c.Version == version })
 	return choices[i].Source
 }
 

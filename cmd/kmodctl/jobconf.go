@@ -64,11 +64,8 @@ func (c *confs) manifest(j *job, src registry.Source, k kernel.Release) (*build.
 	if m, ok := c.known[key]; ok {
 		return m.Manifest, m.err
 	}
-	if c.known == nil {
-		if err := c.look(j.root); err != nil {
-			return nil, err
-		}
-		c.known = map[artifactKey]confManifest{}
+	if err := c.look(j.root); err != nil {
+		return nil, err
 	}
 	var m confManifest
 	var conf dkms.Conf
@@ -82,8 +79,24 @@ func (c *confs) manifest(j *job, src registry.Source, k kernel.Release) (*build.
 	return m.Manifest, m.err
 }
 
-// look reads what is the same for all packages.
+// confOf is what the dkms.conf of a source says for a kernel, which needs no headers.
+func (j *job) confOf(src registry.Source, k kernel.Release) (dkms.Conf, error) {
+	if k.Tree == nil {
+		return j.evaluate(src, k)
+	}
+	j.confs.mu.Lock()
+	defer j.confs.mu.Unlock()
+	if err := j.confs.look(j.root); err != nil {
+		return dkms.Conf{}, err
+	}
+	return j.confs.read(j, src, k)
+}
+
+// look reads, once, what is the same for all packages.
 func (c *confs) look(root kernel.Root) error {
+	if c.known != nil {
+		return nil
+	}
 	c.place = placesIn(root)
 	files, err := confFiles(root, "/etc/dkms")
 	if err != nil {
@@ -110,6 +123,7 @@ func (c *confs) look(root kernel.Root) error {
 		}
 	}
 	c.frame = all.String()
+	c.known = map[artifactKey]confManifest{}
 	return nil
 }
 
@@ -167,6 +181,10 @@ func (c *confs) read(j *job, src registry.Source, k kernel.Release) (conf dkms.C
 
 // evaluate runs a dkms.conf over the registry's copy of its source, which the child may enter.
 func (j *job) evaluate(src registry.Source, k kernel.Release) (conf dkms.Conf, err error) {
+	in := dkms.Source{Dir: src.Origin, Text: []byte(src.Manifest), Name: src.Name, Version: src.Version}
+	if there, _ := j.reg.Source(src.Name, src.Version); j.dryRun && there.Digest != src.Digest { // it is not added
+		return dkms.Evaluate(context.Background(), in, k)
+	}
 	dir, err := os.MkdirTemp("", "kmodctl-conf-")
 	if err != nil {
 		return conf, err
@@ -175,7 +193,8 @@ func (j *job) evaluate(src registry.Source, k kernel.Release) (conf dkms.Conf, e
 	if err := errors.Join(os.Chmod(dir, 0o755), j.reg.Extract(src, dir)); err != nil {
 		return conf, err
 	}
-	return dkms.Evaluate(context.Background(), dkms.Source{Dir: dir, Text: []byte(src.Manifest), Name: src.Name, Version: src.Version}, k)
+	in.Dir = dir
+	return dkms.Evaluate(context.Background(), in, k)
 }
 
 // placesIn is dkms.DestLocation as a folder below a release's, asked once for each of the few locations that there are.

@@ -66,7 +66,8 @@ func (j *job) placer(ctx context.Context, choices []choice, thorough bool) (plac
 				due = append(due, art)
 			}
 		}
-		return j.installFor(ctx, k, j.withholdSome(k, due, installs, thorough))
+		due = j.beforeInstall(ctx, k, choices, j.withholdSome(k, due, installs, thorough))
+		return j.installFor(ctx, k, due)
 	}, nil
 }
 
@@ -89,6 +90,7 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 		for _, art := range due {
 			j.would("install %s %s for %s", art.Package, art.Version, art.Release)
 			j.installed(art, "", "")
+			j.afterInstall(ctx, art)
 		}
 		return nil
 	}
@@ -106,6 +108,7 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 					j.installed(art, "installed", "")
 					j.changed("installed %s %s for %s%s", art.Package, art.Version, k.Name, originals(res, art.Package, "shadows"))
 					j.tellLive(art)
+					j.afterInstall(ctx, art)
 				}
 				if err := j.remakeInitramfs(ctx, k, due); err != nil {
 					j.fail(err)

@@ -85,7 +85,8 @@ func (e *env) packageCame(ctx context.Context, dir, arg string) error {
 	if err != nil {
 		return err
 	}
-	_, err = (&job{env: e, reg: reg}).add(ctx, dir)
+	j := &job{env: e, reg: reg}
+	_, err = j.register(ctx, dir)
 	e.close(reg)
 	if err != nil {
 		return err
@@ -98,7 +99,7 @@ func (e *env) packageCame(ctx context.Context, dir, arg string) error {
 	for _, k := range all {
 		releases = append(releases, k.Name)
 	}
-	return e.kernelsCame(ctx, releases, buildOptions{}, arg)
+	return errors.Join(j.outcome(), e.kernelsCame(ctx, releases, buildOptions{}, arg))
 }
 
 // packageGone removes a version that a package added, and earlier ones of which the package has taken away the source.

@@ -39,7 +39,7 @@ func (j *job) planReuse(choices []choice, steps []build.Step) error {
 		if s.Action != build.ActionBuild && s.Action != build.ActionCurrent || s.Reason == pinnedBuild {
 			continue
 		}
-		src, m := sourceOf(choices, *s), s.Manifest
+		src, m := sourceOf(choices, s.Package, s.Version), s.Manifest
 		wished := conf.reuses(m.Name, m.Build.Reuse)
 		if s.Action == build.ActionCurrent {
 			if err := r.rebuildUnwished(s, src, wished && !m.Required); err != nil {

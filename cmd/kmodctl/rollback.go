@@ -85,6 +85,10 @@ func (e *env) rollback(ctx context.Context, name string, releases []string) erro
 			last = i
 		}
 	}
+	after := make([]script, len(steps))
+	for i := range steps { // scripts come before or after: see finishedSteps
+		after[i] = j.beforeRollback(ctx, &steps[i])
+	}
 	for i := range steps {
 		if steps[i].Outcome != "" {
 			continue
@@ -96,6 +100,11 @@ func (e *env) rollback(ctx context.Context, name string, releases []string) erro
 		if err := j.rollBack(ctx, &steps[i], pins); err != nil {
 			j.tellLeft(steps[:i], steps[i:])
 			return err
+		}
+	}
+	for i := range steps {
+		if steps[i].Outcome != "failed" {
+			j.runScripts(ctx, after[i])
 		}
 	}
 	if e.json {
@@ -134,7 +143,7 @@ func finishedSteps(reg *registry.Registry, name string, targets []string) ([]rol
 		}
 		steps[t] = rollbackStep{Package: name, Release: a.Release, Version: a.Version, Artifact: a.Artifact, Outcome: "done", Why: "by the rollback that was cut off"}
 		for _, b := range all[i+1:] {
-			if b.Release == a.Release && b.Outcome == registry.OutcomeOK && !b.Makes() {
+			if b.Release == a.Release && b.Outcome == registry.OutcomeOK && b.Places() {
 				steps[t].From = b.Version
 				break
 			}
@@ -231,6 +240,21 @@ func sameOlder(steps []rollbackStep) bool {
 	return !slices.ContainsFunc(steps, func(s rollbackStep) bool {
 		return s.Outcome == "failed" || s.Version != steps[0].Version || registry.CompareVersions(s.Version, s.From) >= 0
 	})
+}
+
+// beforeRollback runs PRE_INSTALL of what a kernel goes back to, and returns its POST_INSTALL.
+func (j *job) beforeRollback(ctx context.Context, step *rollbackStep) (after script) {
+	src, err := j.reg.Source(step.Package, step.Version)
+	if step.Outcome != "" || err != nil { // its artifact may be here without its source
+		return after
+	}
+	if err := j.runScript(ctx, j.scriptOf(src, registry.OpPreInstall, step.Release)); err != nil {
+		step.Outcome, step.Why = "failed", err.Error()
+		j.tried++
+		j.fail(err)
+		return after
+	}
+	return j.scriptOf(src, registry.OpPostInstall, step.Release)
 }
 
 func (j *job) rollBack(ctx context.Context, step *rollbackStep, pins registry.Pins) error {

@@ -171,7 +171,7 @@ func (e *env) buildForRun(ctx context.Context, reg *registry.Registry, dir strin
 	quiet := *e
 	quiet.err, quiet.json = newScreen(io.Discard), false
 	j := &job{env: &quiet, reg: reg, failed: map[target]error{}}
-	src, err := j.add(ctx, dir)
+	src, _, err := j.add(ctx, dir)
 	if err != nil {
 		return registry.Artifact{}, err
 	}
