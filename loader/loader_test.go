@@ -28,10 +28,7 @@ type bench struct {
 
 func newBench(t *testing.T, release string) *bench {
 	t.Helper()
-	index, err := loader.OpenIndex("/lib/modules/" + release)
-	if err != nil {
-		t.Fatal(err)
-	}
+	index := loader.OpenIndex("/", "/lib/modules/"+release)
 	k := loadertest.New(t, release)
 	return &bench{t, k, &loader.Loader{Kernel: k, Root: k.Root}, index, release}
 }

@@ -1,16 +1,12 @@
 package loader_test
 
 import (
-	"bytes"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -37,10 +33,7 @@ func installed(t testing.TB) []string {
 func eachRelease(t *testing.T, test func(t *testing.T, release string, index *loader.Index)) {
 	for _, release := range installed(t) {
 		t.Run(release, func(t *testing.T) {
-			index, err := loader.OpenIndex("/lib/modules/" + release)
-			if err != nil {
-				t.Fatal(err)
-			}
+			index := loader.OpenIndex("/", "/lib/modules/"+release)
 			test(t, release, index)
 		})
 	}
@@ -66,7 +59,7 @@ func TestPlanLoad(t *testing.T) {
 			}
 			return path
 		}
-		ours := func(module string) (string, bool) {
+		ours := func(module, _ string) (string, bool) {
 			if !slices.Contains([]string{"8021q", "garp", "mrp", "stp"}, module) {
 				return "", false
 			}
@@ -94,7 +87,7 @@ func TestPlanLoad(t *testing.T) {
 			{"live", loader.LoadRequest{Name: "mrp", State: live, Lookup: ours}, []string{"none mrp (already live)"}},
 			{"built in, by modules.builtin", loader.LoadRequest{Name: "zbud"}, []string{"none zbud (built into the kernel)"}},
 			{"built in, by /sys/module", loader.LoadRequest{Name: "printk", State: live}, []string{"none printk (built into the kernel)"}},
-			{"a file that is not named as its module", loader.LoadRequest{Name: "renamed", Lookup: func(string) (string, bool) { return file("mrp"), true }},
+			{"a file that is not named as its module", loader.LoadRequest{Name: "renamed", Lookup: func(string, string) (string, bool) { return file("mrp"), true }},
 				[]string{"insert mrp (asked)"}},
 			{"- and _ mixed", loader.LoadRequest{Name: "nls-iso8859_1"}, []string{"insert nls_iso8859_1 (asked)"}},
 		} {
@@ -212,107 +205,6 @@ func TestParams(t *testing.T) {
 	}
 }
 
-// TestPlansEqualModprobe compares, for every in-tree module of both kernels (200
-// of each with -short), what we would insert with what modprobe(8) would. It
-// also inserts soft dependencies, so more than ours is right only where one exists.
-func TestPlansEqualModprobe(t *testing.T) {
-	modprobe, err := exec.LookPath("modprobe")
-	if err != nil {
-		t.Fatal("no modprobe: install the package kmod")
-	}
-	eachRelease(t, func(t *testing.T, release string, index *loader.Index) {
-		dir := "/lib/modules/" + release
-		dep, err := os.ReadFile(dir + "/modules.dep")
-		if err != nil {
-			t.Fatal(err)
-		}
-		soft := softdeps(t, dir)
-		var names []string
-		for line := range strings.Lines(string(dep)) {
-			path, _, _ := strings.Cut(line, ":")
-			names = append(names, ko.NameOfFile(path))
-		}
-		every := 1
-		if testing.Short() {
-			every = len(names) / 200
-		}
-		compare := func(name string) {
-			out, err := exec.Command(modprobe, "-C", "/dev/null", "-S", release, "-D", name).Output()
-			if err != nil {
-				t.Errorf("modprobe -D %s: %v", name, err)
-				return
-			}
-			theirs := make(map[string]bool)
-			for line := range bytes.Lines(out) {
-				if f := strings.Fields(string(line)); len(f) == 2 && f[0] == "insmod" {
-					theirs[f[1]] = true
-				}
-			}
-			p, err := loader.PlanLoad(loader.LoadRequest{Name: name, Index: index, Release: release})
-			if err != nil {
-				t.Errorf("%s: %v", name, err)
-				return
-			}
-			before := make(map[string]bool)
-			hasSoft := false
-			for _, s := range p.Steps {
-				if !theirs[s.Path] {
-					t.Errorf("%s: we insert %s, modprobe does not", name, s.Path)
-				}
-				_, deps, _ := index.Find(s.Module)
-				for _, d := range deps {
-					if !before[d] {
-						t.Errorf("%s: %s comes before %s", name, s.Path, d)
-					}
-				}
-				if s.Reason == "" {
-					t.Errorf("%s: no reason for %s", name, s.Path)
-				}
-				before[s.Path] = true
-				hasSoft = hasSoft || soft[s.Module]
-			}
-			if len(theirs) > len(before) && !hasSoft {
-				t.Errorf("%s: modprobe inserts %d modules, we %d, and there is no softdep", name, len(theirs), len(before))
-			}
-		}
-		var wg sync.WaitGroup
-		work := make(chan string)
-		for range runtime.NumCPU() {
-			wg.Go(func() {
-				for name := range work {
-					compare(name)
-				}
-			})
-		}
-		compared := 0
-		for i := 0; i < len(names); i += every {
-			work <- names[i]
-			compared++
-		}
-		close(work)
-		wg.Wait()
-		t.Logf("compared %d of %d modules", compared, len(names))
-		if compared < 200 {
-			t.Errorf("compared only %d modules", compared)
-		}
-	})
-}
-
-// softdeps returns the modules with a soft dependency.
-func softdeps(t *testing.T, dir string) map[string]bool {
-	data, err := os.ReadFile(dir + "/modules.softdep")
-	if err != nil {
-		t.Fatal(err)
-	}
-	soft := make(map[string]bool)
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "softdep" {
-			soft[ko.NormalizeName(f[1])] = true
-		}
-	}
-	return soft
-}
-
 func writeIndex(t testing.TB, dep, builtin string) *loader.Index {
 	t.Helper()
 	dir := t.TempDir()
@@ -321,10 +213,7 @@ func writeIndex(t testing.TB, dep, builtin string) *loader.Index {
 			t.Fatal(err)
 		}
 	}
-	index, err := loader.OpenIndex(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	index := loader.OpenIndex("/", dir)
 	return index
 }
 
@@ -347,9 +236,9 @@ func TestIndexOfOddFiles(t *testing.T) {
 		t.Error(cmp.Diff(want, index.Notes))
 	}
 
-	empty, err := loader.OpenIndex(filepath.Join(t.TempDir(), "6.0"))
-	if err != nil || len(empty.Notes) != 2 || !strings.HasSuffix(empty.Notes[0], "/modules.dep does not exist") {
-		t.Errorf("absent folder: %v, notes %q", err, empty.Notes)
+	empty := loader.OpenIndex("/", filepath.Join(t.TempDir(), "6.0"))
+	if _, _, ok := empty.Find("a"); ok || empty.Builtin("a") || len(empty.Notes) != 2 || !strings.HasSuffix(empty.Notes[0], "/modules.dep does not exist") {
+		t.Errorf("absent folder: notes %q", empty.Notes)
 	}
 }
 
@@ -361,10 +250,7 @@ func FuzzIndex(f *testing.F) {
 		dir := t.TempDir()
 		os.WriteFile(filepath.Join(dir, "modules.dep"), []byte(dep), 0o644)
 		os.WriteFile(filepath.Join(dir, "modules.builtin"), []byte(builtin), 0o644)
-		index, err := loader.OpenIndex(dir)
-		if err != nil {
-			return
-		}
+		index := loader.OpenIndex("/", dir)
 		for _, name := range append(index.Near("a"), "a", "b", "") {
 			path, deps, ok := index.Find(name)
 			for _, p := range append(deps, path) {

@@ -24,6 +24,8 @@ import (
 type State struct {
 	Modules []Live   `json:"modules"`           // newest first, as /proc/modules
 	Builtin []string `json:"builtin,omitempty"` // parts of the kernel image that show in /sys/module (those with parameters or a version)
+
+	peek *kernel.Root // of PeekState
 }
 
 // Live is one module of the running kernel: its line of /proc/modules and its
@@ -68,6 +70,16 @@ func ReadState(root kernel.Root) (*State, error) {
 	return st, nil
 }
 
+// PeekState is ReadState for a plan of a load, which asks about few of the
+// modules: each is looked at when it is asked for, and only its name, state and
+// build-id are told. Modules and Builtin stay empty.
+func PeekState(root kernel.Root) (*State, error) {
+	if _, err := os.Stat(under(root, "proc/modules")); err != nil {
+		return nil, noModules(root, err)
+	}
+	return &State{peek: &root}, nil
+}
+
 // noModules tells an absent /proc/modules (no CONFIG_MODULES) from an absent /proc.
 func noModules(root kernel.Root, err error) error {
 	if _, e := os.Stat(under(root, "proc/self")); e == nil && errors.Is(err, fs.ErrNotExist) {
@@ -80,6 +92,13 @@ func noModules(root kernel.Root, err error) error {
 func (st *State) Find(name string) (Live, bool) {
 	if st != nil {
 		name = ko.NormalizeName(name)
+		if st.peek != nil && filepath.IsLocal(name) {
+			m := Live{Name: name, State: initstate(*st.peek, name)}
+			if m.State != "" {
+				m.BuildID = liveBuildID(*st.peek, name)
+			}
+			return m, m.State != ""
+		}
 		for _, m := range st.Modules {
 			if m.Name == name {
 				return m, true
@@ -90,7 +109,12 @@ func (st *State) Find(name string) (Live, bool) {
 }
 
 func (st *State) isBuiltin(name string) bool {
-	return st != nil && slices.Contains(st.Builtin, ko.NormalizeName(name))
+	name = ko.NormalizeName(name)
+	if st != nil && st.peek != nil && filepath.IsLocal(name) {
+		_, err := os.Stat(under(*st.peek, "sys/module/"+name))
+		return err == nil && initstate(*st.peek, name) == ""
+	}
+	return st != nil && slices.Contains(st.Builtin, name)
 }
 
 // parseProcModules reads lines of the form

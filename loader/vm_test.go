@@ -69,10 +69,7 @@ func kbuild(t *testing.T, release string, sources ...string) string {
 func inTree(t *testing.T, release, module string) (files []vm.File) {
 	t.Helper()
 	dir := "/lib/modules/" + release
-	index, err := loader.OpenIndex(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	index := loader.OpenIndex("/", dir)
 	path, deps, ok := index.Find(module)
 	if !ok {
 		t.Fatalf("%s has no module %s", release, module)

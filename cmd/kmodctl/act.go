@@ -20,7 +20,13 @@ func (e *env) act(ctx context.Context, plan *loader.Plan) error {
 			if s.Path != "" && s.Action == loader.Insert {
 				line = strings.TrimSpace(s.Action + " " + s.Path + " " + s.Params)
 			}
+			if s.Action == loader.Command {
+				line += ": " + s.Command
+			}
 			fmt.Fprintf(e.out, "%s (%s)\n", line, s.Reason)
+		}
+		for _, note := range plan.Notes {
+			e.say("note: %s", note)
 		}
 		return nil
 	}

@@ -72,6 +72,8 @@ func exitCode(err error) int {
 		kbuild   *build.Error
 		needs    *needsError
 		refused  *loader.KernelError
+		policy   *loader.PolicyError
+		command  commandError
 		inUse    *loader.InUseError
 		guest    guestFailed
 		program  *exec.Error
@@ -100,7 +102,7 @@ func exitCode(err error) int {
 		return exitBuild
 	case errors.As(err, &guest):
 		return guest.code
-	case errors.As(err, &refused), errors.As(err, &inUse), errors.As(err, &newer), errors.As(err, &pinned), errors.As(err, &param), errors.As(err, &late), errors.Is(err, loader.ErrNoModules),
+	case errors.As(err, &refused), errors.As(err, &policy), errors.As(err, &command), errors.As(err, &inUse), errors.As(err, &newer), errors.As(err, &pinned), errors.As(err, &param), errors.As(err, &late), errors.Is(err, loader.ErrNoModules),
 		errors.Is(err, loader.ErrNoCapability), errors.Is(err, loader.ErrModulesDisabled), errors.Is(err, loader.ErrPermanent),
 		errors.Is(err, loader.ErrBuiltin):
 		return exitRefused

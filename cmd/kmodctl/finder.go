@@ -46,9 +46,7 @@ func (e *env) finder(ctx context.Context, release string) (*finder, error) {
 		return nil, err
 	}
 	f := &finder{release: release}
-	if f.index, err = e.index(release); err != nil {
-		return nil, err
-	}
+	f.index = e.index(release)
 	if f.reg, err = e.reader(ctx); err != nil {
 		return nil, err
 	}

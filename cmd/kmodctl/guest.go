@@ -54,11 +54,8 @@ func (e *env) guest(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	index, err := e.index(release)
-	if err != nil {
-		return err
-	}
-	find := func(module string) (string, bool) {
+	index := e.index(release)
+	find := func(module, _ string) (string, bool) {
 		path := guestModules + "/" + module + ".ko"
 		_, err := os.Stat(path)
 		return path, err == nil

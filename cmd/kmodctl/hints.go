@@ -93,6 +93,8 @@ func hints(err error) []string {
 		kbuild   *build.Error
 		slow     *build.TimeLimitError
 		refused  *loader.KernelError
+		policy   *loader.PolicyError
+		command  commandError
 		inUse    *loader.InUseError
 		damaged  *registry.CorruptError
 		owned    *registry.OwnedError
@@ -148,6 +150,14 @@ func hints(err error) []string {
 		return []string{"kmodctl params " + param.Module}
 	case errors.As(err, &late):
 		return []string{late.remedy()}
+	case errors.As(err, &policy) && policy.Boot:
+		return []string{"boot without " + policy.Rule}
+	case errors.As(err, &policy) && strings.HasPrefix(policy.Rule, "blacklist"):
+		return []string{"kmodctl load " + policy.Module + " (by its own name: blacklist takes the aliases away)"}
+	case errors.As(err, &policy) && strings.HasPrefix(policy.Rule, "install"):
+		return []string{"--ignore-install " + policy.Module + " loads it this once; the line at " + policy.At + " forbids it for good"}
+	case errors.As(err, &command):
+		return []string{"--run-commands runs it, --ignore-install " + command.module + " loads the module instead"}
 	case errors.As(err, &missing):
 		return missing.remedies()
 	case errors.As(err, &conf):

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -25,71 +26,186 @@ func cmdLoad(e *env) *cli.Command {
 	return &cli.Command{
 		Name:      "load",
 		Usage:     "load a module into the running kernel, dependencies first",
-		ArgsUsage: "MODULE|FILE.ko [PARAMETER=VALUE ...]",
-		Description: examples("What the registry built is preferred, then the kernel's own modules; an installed file that\n"+
-			"was damaged gives way to the registry's copy. Of a package that is not installed, the pinned build\n"+
-			"is loaded, else the newest. Parameters go to the named module alone; commas in a value are kept.\n"+
-			"Settings in modprobe.d are not read yet.",
-			"kmodctl load hello", "kmodctl load params count=3 ports=80,443", "kmodctl load ./hello.ko", "kmodctl load stack_user --dry-run"),
+		ArgsUsage: "MODULE|ALIAS|FILE.ko [PARAMETER=VALUE ...]",
+		Description: examples("MODULE is found as modprobe finds it: by its name, by an alias of modprobe.d or of the module (the\n"+
+			"modalias of a device), or as symbol:NAME. What modprobe.d and the kernel command line say holds:\n"+
+			"options, soft dependencies, blacklist, install lines. Parameters go to what is asked for alone; commas\n"+
+			"in a value are kept. docs/loader.md tells where kmodctl and modprobe differ.\n\n"+
+			"An installed file that was damaged gives way to the registry's copy. What was built and not installed\n"+
+			"is loaded where the kernel has no module of that name: the pinned build, else the newest.\n\n"+
+			"With -k, --root or both, --dry-run plans for a kernel that does not run, on which nothing is loaded yet.",
+			"kmodctl load hello", "kmodctl load params count=3 ports=80,443", "kmodctl load ./hello.ko", "kmodctl load --all tun veth",
+			"kmodctl load pci:v00008086d00001533sv00001028sd00000000bc02sc00i00 --dry-run", "kmodctl load e1000e -k 6.1.0-56-amd64 --dry-run --json"),
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "every argument is a module; one that fails holds up no other"},
+			&cli.StringFlag{Name: "kernel", Aliases: []string{"k"}, Usage: "plan for kernel `RELEASE`, with --dry-run"},
+			&cli.StringSliceFlag{Name: "ignore-install", Usage: "load `MODULE` though an install line of modprobe.d refuses it or has a command in its place"},
+			&cli.BoolFlag{Name: "run-commands", Usage: "run the commands of install lines, as modprobe does"},
+		},
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
 			if c.NArg() == 0 {
 				return usagef("load takes a module: kmodctl load NAME [PARAMETER=VALUE ...]")
 			}
-			return e.load(c.Context, c.Args().First(), c.Args().Tail())
+			if !c.Bool("all") {
+				if err := checkParams(c.Args().First(), c.Args().Tail()); err != nil {
+					return err
+				}
+			}
+			l, err := e.loading(c.Context, c.String("kernel"))
+			if err != nil {
+				return err
+			}
+			defer l.own.close()
+			l.ignoreInstall, l.runCommands = c.StringSlice("ignore-install"), c.Bool("run-commands")
+			if !c.Bool("all") {
+				return l.load(c.Context, c.Args().First(), c.Args().Tail())
+			}
+			if e.json && c.NArg() > 1 {
+				return usagef("load prints one document for one module: name one with --json")
+			}
+			return l.loadAll(c.Context, c.Args().Slice())
 		},
 	}
 }
 
-func (e *env) load(ctx context.Context, name string, params []string) error {
+// loading is a load command: what it has read of the machine.
+type loading struct {
+	*env
+	release       string
+	index         *loader.Index
+	config        *loader.Config
+	state         *loader.State // nil for a kernel that does not run
+	own           *own
+	ignoreInstall []string
+	runCommands   bool
+}
+
+// loading reads what a load for a kernel needs; "" is the running one, or below a
+// --root the one that such commands take.
+func (e *env) loading(ctx context.Context, release string) (*loading, error) {
+	running, err := kernel.Running()
+	if err != nil {
+		return nil, err
+	}
+	l := &loading{env: e, release: cmp.Or(release, running)}
+	if release == "" && !e.root.IsHost() {
+		if l.release, err = e.defaultRelease(); err != nil {
+			return nil, err
+		}
+	}
+	live := e.root.IsHost() && l.release == running
+	if !live && !e.dryRun {
+		return nil, usagef("a module is loaded into the running kernel: for another one there is --dry-run")
+	}
+	l.index = e.index(l.release)
+	if _, err := os.Stat(l.index.Dir); err != nil && !live {
+		if _, err := kernel.Get(e.root, l.release); err != nil {
+			return nil, err
+		}
+	}
+	if live {
+		if l.state, err = loader.PeekState(e.root); err != nil {
+			return nil, fmt.Errorf("load: %w", err)
+		}
+	}
+	l.config = loader.ReadConfig(e.root, live)
+	l.own = &own{env: e, ctx: ctx, release: l.release, modules: l.index.Dir}
+	return l, nil
+}
+
+func checkParams(name string, params []string) error {
 	for _, p := range params {
 		if strings.HasPrefix(p, "=") || isPath(strings.SplitN(p, "=", 2)[0]) {
-			return usagef("load %s: %q is not PARAMETER=VALUE; one module is loaded at a time", name, p)
+			return usagef("load %s: %q is not PARAMETER=VALUE; several modules are loaded with --all", name, p)
 		}
 	}
-	release, err := e.running()
-	if err != nil {
-		return err
-	}
-	reg, err := e.reader(ctx)
-	if err != nil {
-		return err
-	}
-	defer reg.Close()
-	state, err := loader.ReadState(e.root)
-	if err != nil {
-		return fmt.Errorf("load %s: %w", name, err)
-	}
-	req := loader.LoadRequest{Name: name, Params: params, State: state, Release: release}
-	if isModuleFile(name) {
-		req.Name, req.File = "", name
-	}
-	if req.Index, err = e.index(release); err != nil {
-		return err
-	}
-	kept, err := e.modulesOf(reg, release)
-	if err != nil {
-		return err
-	}
-	req.Lookup = kept.find
-	plan, err := loader.PlanLoad(req)
-	if err != nil {
-		return err
-	}
-	for _, step := range plan.Steps {
-		if why, ok := kept.damaged[step.Module]; ok && step.Action == loader.Insert {
-			plan.Notes = append(plan.Notes, why+": "+step.Path+" is loaded; kmodctl install "+kept.modules[step.Module].Package+" puts it right")
+	return nil
+}
+
+// loadAll loads several modules; one that fails holds up no other.
+func (l *loading) loadAll(ctx context.Context, names []string) error {
+	var failed []error
+	for _, name := range names {
+		err := l.load(ctx, name, nil)
+		if ctx.Err() != nil {
+			return err
 		}
+		if err != nil {
+			l.report(err)
+			failed = append(failed, err)
+		}
+	}
+	if len(failed) > 0 {
+		return partly{failed: len(failed), of: len(names), err: failed[len(failed)-1]}
+	}
+	return nil
+}
+
+func (l *loading) load(ctx context.Context, name string, params []string) error {
+	plan, err := l.plan(name, params)
+	if err != nil {
+		return err
 	}
 	if err := bareWords(plan, params); err != nil {
 		return err
 	}
-	err = e.act(ctx, plan)
+	if !l.dryRun && !l.runCommands {
+		if err := withoutCommands(plan); err != nil {
+			return err
+		}
+	}
+	err = l.act(ctx, plan)
 	var refused *loader.KernelError
-	if errors.As(err, &refused) && kept.modules[refused.Module].Package != "" {
-		err = ofPackage{err, kept.modules[refused.Module].Package}
+	if errors.As(err, &refused) && l.own.packageOf(refused.Module) != "" {
+		err = ofPackage{err, l.own.packageOf(refused.Module)}
 	}
 	return err
+}
+
+// plan is what loading a module, or a file, would do.
+func (l *loading) plan(name string, params []string) (*loader.Plan, error) {
+	req := loader.LoadRequest{Name: name, Params: params, IgnoreInstall: l.ignoreInstall,
+		Index: l.index, Config: l.config, Lookup: l.own.find, State: l.state, Release: l.release}
+	if isModuleFile(name) {
+		req.Name, req.File = "", name
+	}
+	plan, err := loader.PlanLoad(req)
+	if l.own.err != nil {
+		return nil, l.own.err
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, step := range plan.Steps {
+		if why := l.own.damage(step.Module); why != "" && step.Action == loader.Insert {
+			plan.Notes = append(plan.Notes, why+": "+step.Path+" is loaded; kmodctl install "+l.own.packageOf(step.Module)+" puts it right")
+		}
+	}
+	return plan, nil
+}
+
+// commandError tells that a line of modprobe.d has a command in a module's place,
+// which is run for whoever asks for that only.
+type commandError struct{ module, command string }
+
+func (c commandError) Error() string {
+	return fmt.Sprintf("load %s: modprobe.d has a command in its place: %s", c.module, c.command)
+}
+
+// withoutCommands takes the commands out of a plan that nobody needs.
+func withoutCommands(plan *loader.Plan) error {
+	for i, s := range plan.Steps {
+		if s.Action != loader.Command {
+			continue
+		}
+		if !s.Optional {
+			return commandError{s.Module, s.Command}
+		}
+		plan.Steps[i].Action = loader.None
+		plan.Notes = append(plan.Notes, fmt.Sprintf("%s is left out, as its command is run with --run-commands only: %s", s.Module, s.Command))
+	}
+	return nil
 }
 
 // isModuleFile tells a .ko file on the command line from a module's name.
@@ -100,17 +216,18 @@ func isModuleName(arg string) bool { return !isModuleFile(arg) }
 // bareWords refuses a parameter without a value that the module does not declare:
 // more likely it was meant as a second module, and the kernel would ignore it.
 func bareWords(plan *loader.Plan, params []string) error {
-	last := plan.Steps[len(plan.Steps)-1]
+	i := slices.IndexFunc(plan.Steps, func(s loader.Step) bool { return s.Module == plan.Asked[0] })
+	asked := plan.Steps[i]
 	for _, p := range params {
-		if strings.Contains(p, "=") || last.Path == "" {
+		if strings.Contains(p, "=") || asked.Path == "" {
 			continue
 		}
-		info, err := ko.Open(last.Path)
+		info, err := ko.Open(asked.Path)
 		if err != nil {
 			return err
 		}
 		if !slices.ContainsFunc(info.Params, func(x ko.Param) bool { return x.Name == p }) {
-			return usagef("load %s: it has no parameter %q, and one module is loaded at a time", last.Module, p)
+			return usagef("load %s: it has no parameter %q, and one module is loaded at a time", asked.Module, p)
 		}
 	}
 	return nil
@@ -122,13 +239,17 @@ func otherBuild(live loader.Live, m registry.Module) bool {
 }
 
 // index is the module index of a kernel, empty where it has no modules folder.
-func (e *env) index(release string) (*loader.Index, error) {
-	for _, dir := range []string{"/lib/modules", "/usr/lib/modules"} {
-		if path, err := e.root.Path(filepath.Join(dir, release)); err == nil {
-			return loader.OpenIndex(path)
-		}
+func (e *env) index(release string) *loader.Index {
+	dir := filepath.Join("/lib/modules", release)
+	if usr := filepath.Join("/usr", dir); !e.isThere(dir) && e.isThere(usr) {
+		dir = usr
 	}
-	return loader.OpenIndex(filepath.Join(string(e.root), "lib/modules", release))
+	return loader.OpenIndex(e.root, dir)
+}
+
+func (e *env) isThere(name string) bool {
+	_, err := e.root.Path(name)
+	return err == nil
 }
 
 // kept are the registry's modules for one kernel.

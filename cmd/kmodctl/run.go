@@ -206,10 +206,7 @@ func (e *env) guestFiles(reg *registry.Registry, art registry.Artifact, k kernel
 	for _, m := range art.Modules {
 		files = append(files, vm.File{Guest: guestModules + "/" + m.Name + ".ko", Host: reg.BlobPath(m.Digest)})
 	}
-	index, err := e.index(k.Name)
-	if err != nil {
-		return nil, err
-	}
+	index := e.index(k.Name)
 	inTree := map[string]bool{}
 	for _, m := range art.Modules {
 		for _, name := range m.Depends {
