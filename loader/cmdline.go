@@ -67,5 +67,5 @@ func bootParam(word string) (module, param string, ok bool) {
 	module, param, ok = strings.Cut(word, ".")
 	name, _, _ := strings.Cut(param, "=")
 	closed := strings.Count(word, `"`)%2 == 0
-	return module, param, ok && closed && module != "" && name != "" && !strings.ContainsAny(module, "=\" \t") && !strings.ContainsAny(name, ".\" \t")
+	return module, param, ok && closed && module != "" && name != "" && !strings.ContainsAny(module, "=[]\" \t") && !strings.ContainsAny(name, ".\" \t")
 }

@@ -78,6 +78,8 @@ type node struct {
 	needs []string // modules whose symbols it takes, directly or not
 	after []string // modules that it comes after because someone wishes so
 	info  *ko.Info // nil for in-tree modules, whose file need not be read to plan
+
+	refused *PolicyError // a soft dependency that may not be loaded, and so nothing that needs it
 }
 
 // plan orders the nodes, each behind what it needs, and gives those that still lack

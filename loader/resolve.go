@@ -251,6 +251,9 @@ func (r *resolver) attempt(t target) (*node, error) {
 func (r *resolver) module(name string, t target) (*node, error) {
 	name = ko.NormalizeName(name)
 	if n := r.nodes[name]; n != nil {
+		if n.refused != nil {
+			return nil, n.refused
+		}
 		return n, nil
 	}
 	indexed, deps, inTree := r.req.Index.Find(name)
@@ -430,12 +433,15 @@ func (r *resolver) wish(name string, n *node, s Softdep, kind string) (modules [
 		m, e := r.attempt(t)
 		var refused *PolicyError
 		switch {
-		case errors.As(e, &refused) && r.nodes[t.module] == nil:
+		case errors.As(e, &refused):
+			if r.nodes[t.module] != nil {
+				continue // another line wished for it too
+			}
 			why := refused.Refusal()
 			if refused.Module != t.module {
 				why = "needs " + refused.Module + ", " + why
 			}
-			r.present(t.module, why+"; "+reason)
+			r.present(t.module, why+"; "+reason).refused = refused
 		case e != nil:
 			err = e
 		case m != n:
