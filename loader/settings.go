@@ -215,3 +215,33 @@ func (s settings) text() []byte {
 	}
 	return all
 }
+
+// OptionsOf returns what modprobe(8) gives a module, in its order: of a parameter that is named twice, the kernel takes the last.
+func (c *Config) OptionsOf(module string) (found []Directive) {
+	module = ko.NormalizeName(module)
+	for _, d := range slices.Concat(c.Options, c.Boot) {
+		if d.Name == module {
+			found = append(found, d)
+		}
+	}
+	return found
+}
+
+// Params takes the value of an `options` line apart.
+func (d Directive) Params() []string { return slices.Collect(bootWords(d.Value)) }
+
+// Denials returns what forbids a module: lines of modprobe.d, and module_blacklist= of the kernel command line.
+func (c *Config) Denials(module string) (found []Directive) {
+	module = ko.NormalizeName(module)
+	for _, d := range c.Barred {
+		if d.Name == module {
+			found = append(found, d)
+		}
+	}
+	for _, d := range find(c.Install, module) {
+		if isRefusal(d.Value) {
+			found = append(found, d)
+		}
+	}
+	return found
+}

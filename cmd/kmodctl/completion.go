@@ -175,3 +175,17 @@ func completeParams(e *env) cli.BashCompleteFunc {
 		}
 	}
 }
+
+// completeDenied offers the modules that kmodctl deny has forbidden.
+func completeDenied(e *env) cli.BashCompleteFunc {
+	return func(c *cli.Context) {
+		if completing(c, e) {
+			return
+		}
+		for _, d := range loader.ReadConfig(e.root, false).Install {
+			if isOurs(d.At, loader.ModprobeFile) {
+				fmt.Fprintln(e.out, d.Name)
+			}
+		}
+	}
+}

@@ -115,6 +115,7 @@ func hints(err error) []string {
 		conf     *configError
 		param    *loader.ParamError
 		late     loadTimeError
+		denied   stillDenied
 
 		uncheckable *build.CheckError
 	)
@@ -148,6 +149,8 @@ func hints(err error) []string {
 		return nearest("", []string{param.Near})
 	case errors.As(err, &param) && param.Err == nil:
 		return []string{"kmodctl params " + param.Module}
+	case errors.As(err, &denied):
+		return []string{"take that line away, or load it by name all the same: kmodctl load --ignore-install " + denied.module + " " + denied.module}
 	case errors.As(err, &late):
 		return []string{late.remedy()}
 	case errors.As(err, &policy) && policy.Boot:
