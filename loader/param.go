@@ -19,11 +19,12 @@ import (
 
 // ParamError says why "name=value" is nothing that a module takes.
 type ParamError struct {
-	Module string
-	Param  string // as it was written
-	Reason string // "no such parameter", `"many" is no int`
-	Near   string // the parameter that may have been meant, or ""
-	Err    error  // the kernel's answer, nil when it was not asked
+	Module  string
+	Param   string // as it was written
+	Reason  string // "no such parameter", `"many" is no int`
+	Unknown bool   // it is the name that no parameter has
+	Near    string // the parameter that may have been meant, or ""
+	Err     error  // the kernel's answer, nil when it was not asked
 }
 
 func (e *ParamError) Error() string {
@@ -59,7 +60,7 @@ func CheckParam(info *ko.Info, param string) error {
 	case at < 0 && slices.Contains(everyModules, plain):
 		return nil
 	case at < 0:
-		return &ParamError{Module: info.Name, Param: param, Reason: "no such parameter", Near: nearestParam(plain, info.Params)}
+		return &ParamError{Module: info.Name, Param: param, Reason: "no such parameter", Unknown: true, Near: nearestParam(plain, info.Params)}
 	}
 	kind := info.Params[at].Type
 	element, isArray := strings.CutPrefix(kind, "array of ")

@@ -1,0 +1,81 @@
+package loader
+
+import (
+	"slices"
+	"strings"
+
+	"kmodctl/internal/ko"
+)
+
+// policy is what the running kernel lets in.
+type policy struct {
+	disabled    bool     // kernel.modules_disabled
+	sigEnforce  bool     // module.sig_enforce, which Secure Boot sets too
+	signatures  bool     // the kernel looks at signatures at all (CONFIG_MODULE_SIG)
+	lockdown    bool     // kernel_lockdown(7) at integrity or above
+	keys        []string // descriptions of the keys that this user may see, /proc/keys; empty when he may see none
+	blacklisted []string // module_blacklist= of the kernel's command line
+}
+
+// readPolicy is nil for a kernel that does not run here.
+func (t *Target) readPolicy() *policy {
+	if t.state == nil {
+		return nil
+	}
+	read := func(name string) string { return readLine(under(t.root, name)) }
+	enforce := read("sys/module/module/parameters/sig_enforce")
+	return &policy{
+		disabled:    read("proc/sys/kernel/modules_disabled") == "1",
+		sigEnforce:  enforce == "Y",
+		signatures:  enforce != "",
+		lockdown:    isLockedDown(read("sys/kernel/security/lockdown")),
+		keys:        asymmetricKeys(read("proc/keys")),
+		blacklisted: blacklist(read("proc/cmdline")),
+	}
+}
+
+// isLockedDown reads /sys/kernel/security/lockdown: "none [integrity] confidentiality".
+func isLockedDown(levels string) bool {
+	return strings.Contains(levels, "[integrity]") || strings.Contains(levels, "[confidentiality]")
+}
+
+// asymmetricKeys reads /proc/keys (proc_keys(5)), whose lines for keys that sign modules are
+//
+//	1ae5a7c8 I------ 1 perm 1f030000 0 0 asymmetri NAME: HEX OF ITS ID: X509.rsa bb419ea1 []
+func asymmetricKeys(text string) (keys []string) {
+	for line := range strings.Lines(text) {
+		if _, description, ok := strings.Cut(line, " asymmetri "); ok {
+			keys = append(keys, strings.TrimSpace(description))
+		}
+	}
+	return keys
+}
+
+// blacklist reads module_blacklist=a,b of a kernel's command line; of several the last counts, as for any parameter. Names
+// are compared as they are, so that one with - never fits (blacklisted in kernel/module/main.c).
+func blacklist(cmdline string) (names []string) {
+	for _, word := range splitParams(cmdline) {
+		if name, value, ok := strings.Cut(word, "="); ok && ko.NormalizeName(name) == "module_blacklist" {
+			names = strings.Split(value, ",")
+		}
+	}
+	return names
+}
+
+// knows reports whether the kernel has the key of a signature, and whether this user may know. A key shows itself by the
+// name of its owner and its key id, and not by the serial that a signature names: a signature is taken for known when its
+// key id or the name of its issuer is there. That is too kind to a stranger of the same name, and never too hard.
+func (p *policy) knows(s *ko.Signature) (known, visible bool) {
+	id := strings.ToLower(strings.ReplaceAll(s.KeyID, ":", ""))
+	const shortest = 16 // hex digits of an id that cannot be there by chance
+	for _, key := range p.keys {
+		if s.Signer != "" && strings.HasPrefix(key, s.Signer+": ") || len(id) >= shortest && strings.Contains(key, id) {
+			return true, true
+		}
+	}
+	return false, len(p.keys) > 0
+}
+
+func (p *policy) blacklists(module string) bool {
+	return p != nil && slices.Contains(p.blacklisted, module)
+}
