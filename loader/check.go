@@ -37,7 +37,7 @@ type Finding struct {
 //
 // What a module's init function will say, memory and devices cannot be known, nor whether anybody has the file open for writing.
 func Check(plan *Plan, t *Target) []Finding {
-	c := &check{target: t, files: make([]file, len(plan.Steps))}
+	c := &check{plan: plan, target: t, files: make([]file, len(plan.Steps))}
 	c.open(plan.Steps)
 	c.resolve(plan.Steps)
 	for i, s := range plan.Steps {
@@ -68,17 +68,17 @@ func FirstRefused(findings []Finding) (Finding, bool) {
 
 // check is one run of Check.
 type check struct {
+	plan     *Plan
 	target   *Target
 	files    []file // by number of the step
 	findings []Finding
 	module   string // the one that findings are about
 
-	known     error            // why it is not known what the kernel exports; nil when it is
-	offered   map[string]offer // by the kernel and the modules that came with it
-	own       map[string]offer // by the files of the plan, which stand before those of the same name
-	ownStep   map[string]int   // by module: the step whose file own was read from
-	available map[string]int   // by module: the step that brings it, -1 for what is live already
-	live      map[string]bool  // what nothing offers, and something that is loaded has
+	known   error            // why it is not known what the kernel exports; nil when it is
+	offered map[string]offer // by the kernel and the modules that came with it
+	own     map[string]offer // by the files of the plan, which stand before those of the same name
+	steps   map[string]int   // by module: the step that brings it
+	live    map[string]bool  // what nothing offers, and something that is loaded has
 }
 
 // file is what was read of a step's module; neither field is set for one that need not be looked at.
@@ -182,7 +182,7 @@ func (c *check) file(info *ko.Info, s Step, step int) {
 	c.exports(info, step)
 	c.parameters(info, s)
 	if letters := c.target.taints(info); letters != "" {
-		c.warn(CauseTaint, "it taints the kernel: "+letters, taintWords(letters)...)
+		c.warn(CauseTaint, "it taints the kernel: "+letters, explainTaints(letters)...)
 	}
 }
 

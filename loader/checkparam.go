@@ -12,15 +12,17 @@ import (
 	"kmodctl/internal/ko"
 )
 
-// parameters judges what a module is given. The kernel ignores a name that it does not know; whoever wrote it wanted something.
+// parameters judges what a module is given. The kernel ignores a name that it does not know. Whoever types one wants something; a
+// line of modprobe.d that has outlived its module's parameter shall not keep the module out.
 func (c *check) parameters(info *ko.Info, s Step) {
+	given := splitParams(c.plan.Params)
 	for _, arg := range splitParams(s.Params) {
 		if arg == "--" {
 			return // parse_args in kernel/params.c
 		}
 		var wrong *ParamError
 		if err := CheckParam(info, arg); errors.As(err, &wrong) {
-			c.parameter(wrong)
+			c.parameter(wrong, slices.Contains(given, arg))
 		} else if name, value, _ := strings.Cut(arg, "="); len(value) > maxCharp && isCharp(info, name) {
 			c.refuse(CauseParamLength, unix.ENOSPC, fmt.Sprintf("the value of parameter %s is too long", name), fmt.Sprintf("%d bytes, the kernel takes %d", len(value), maxCharp))
 		}
@@ -36,7 +38,7 @@ func isCharp(info *ko.Info, name string) bool {
 	})
 }
 
-func (c *check) parameter(wrong *ParamError) {
+func (c *check) parameter(wrong *ParamError, given bool) {
 	name, value, _ := strings.Cut(wrong.Param, "=")
 	if !wrong.Unknown {
 		errno := unix.EINVAL
@@ -50,7 +52,11 @@ func (c *check) parameter(wrong *ParamError) {
 	if wrong.Near != "" {
 		evidence = append(evidence, "the nearest name is "+wrong.Near)
 	}
-	c.refuse(CauseParamUnknown, 0, fmt.Sprintf("it has no parameter %s, and the kernel would ignore it", name), evidence...)
+	severity := Warning
+	if given {
+		severity = Refused
+	}
+	c.add(severity, CauseParamUnknown, 0, fmt.Sprintf("it has no parameter %s, and the kernel would ignore it", name), evidence...)
 }
 
 // isNumber tells a number that is out of range from what is none, as the kernel does by ERANGE and EINVAL.

@@ -13,23 +13,19 @@ import (
 
 // resolve finds who exports what the files of a plan import and export.
 func (c *check) resolve(steps []Step) {
-	c.own, c.ownStep, c.available = map[string]offer{}, map[string]int{}, map[string]int{}
+	c.own, c.steps = map[string]offer{}, map[string]int{}
 	for i, s := range steps {
 		if s.Action != Remove {
-			c.available[s.Module] = i
+			c.steps[s.Module] = i
 		}
 	}
-	if c.target.state != nil {
-		for _, m := range c.target.state.Modules {
-			c.available[m.Name] = -1
-		}
-	}
-	names := map[string]bool{"module_layout": true}
+	names, opened := map[string]bool{"module_layout": true}, false
 	for i, f := range c.files {
 		if f.info == nil || f.fits {
 			continue
 		}
-		c.ownStep[f.info.Name] = i
+		opened = true
+		c.steps[f.info.Name] = i
 		live, isLive := c.target.state.Find(f.info.Name)
 		for name, o := range offersOf(f.info) {
 			if isLive && live.BuildID != f.info.BuildID {
@@ -46,7 +42,7 @@ func (c *check) resolve(steps []Step) {
 			}
 		}
 	}
-	if len(c.ownStep) == 0 {
+	if !opened {
 		return
 	}
 	c.offered, c.known = c.target.offers(names)
@@ -79,6 +75,18 @@ func (c *check) offer(name string) (offer, bool) {
 		return own, true
 	}
 	return table, inTable
+}
+
+// before reports whether a module is there when a step begins: "" is the kernel.
+func (c *check) before(module string, step int) bool {
+	if module == "" {
+		return true
+	}
+	if at, planned := c.steps[module]; planned && at < step {
+		return true
+	}
+	_, live := c.target.state.Find(module)
+	return live
 }
 
 // misfit is what is wrong with one import.
@@ -136,9 +144,8 @@ func (c *check) misfit(info *ko.Info, imp ko.Import, step int) misfit {
 		}
 		return misfit{CauseSymbolMissing, unix.ENOENT, fmt.Sprintf("symbol %s is exported by nothing that is loaded", imp.Name), c.whereabouts(imp.Name)}
 	}
-	at, available := c.available[o.by]
 	switch {
-	case o.by != "" && (!available || at >= step) && !c.live[imp.Name]:
+	case !c.before(o.by, step) && !c.live[imp.Name]:
 		if imp.Weak {
 			return misfit{}
 		}
@@ -221,20 +228,15 @@ func (c *check) whereabouts(symbol string) string {
 func (c *check) exports(info *ko.Info, step int) {
 	for _, e := range info.Exports {
 		table, inTable := c.offered[e.Name]
-		own := c.own[e.Name]
-		at, loaded := c.available[own.by]
-		switch {
-		case inTable && table.by == "":
-			c.refuse(CauseDuplicateExport, unix.ENOEXEC, fmt.Sprintf("symbol %s is exported already, by the kernel", e.Name))
+		other := offer{by: info.Name}
+		if own := c.own[e.Name]; own.by != info.Name {
+			other = own
+		} else if inTable {
+			other = table
+		}
+		if other.by != info.Name && c.before(other.by, step) {
+			c.refuse(CauseDuplicateExport, unix.ENOEXEC, fmt.Sprintf("symbol %s is exported already, by %s", e.Name, exporter(other)))
 			return
-		case own.by != info.Name && loaded && at < step:
-			c.refuse(CauseDuplicateExport, unix.ENOEXEC, fmt.Sprintf("symbol %s is exported already, by %s", e.Name, own.by))
-			return
-		case inTable && table.by != info.Name:
-			if at, loaded := c.available[table.by]; loaded && at < step {
-				c.refuse(CauseDuplicateExport, unix.ENOEXEC, fmt.Sprintf("symbol %s is exported already, by %s", e.Name, table.by))
-				return
-			}
 		}
 	}
 }

@@ -100,8 +100,8 @@ func (t *Target) taints(info *ko.Info) string {
 	return letters.String()
 }
 
-// taintWords say what letters mean.
-func taintWords(letters string) (words []string) {
+// explainTaints say what letters mean.
+func explainTaints(letters string) (words []string) {
 	for _, l := range letters {
 		words = append(words, map[rune]string{
 			'P': "P: its licence is not compatible with the GPL",

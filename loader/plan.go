@@ -14,9 +14,10 @@ type Lookup func(module, indexed string) (path string, ok bool)
 
 // Plan is what a load or an unload will do, made without touching anything.
 type Plan struct {
-	Asked []string `json:"asked,omitempty"` // the modules that the name or the alias stands for
-	Steps []Step   `json:"steps"`
-	Notes []string `json:"notes,omitempty"` // facts that the user may trip over, e.g. a file built for another kernel release
+	Asked  []string `json:"asked,omitempty"`  // the modules that the name or the alias stands for
+	Params string   `json:"params,omitempty"` // what they were given; their steps have the options of modprobe.d too
+	Steps  []Step   `json:"steps"`
+	Notes  []string `json:"notes,omitempty"` // facts that the user may trip over, e.g. a file built for another kernel release
 }
 
 // The actions of a Step.
@@ -86,7 +87,7 @@ type node struct {
 // one their reason: the first later module that needs it. No module can stand
 // between the two, so the need is direct although modules.dep lists indirect ones too.
 func (r *resolver) plan() *Plan {
-	p := &Plan{Asked: r.asked}
+	p := &Plan{Asked: r.asked, Params: r.params}
 	var order []*node
 	done := make(map[string]bool)
 	var put func(n *node)

@@ -52,13 +52,13 @@ func NewTarget(root kernel.Root, release string, index *Index, lookup Lookup, st
 
 // find returns the file of a module: the caller's own, else the index's.
 func (t *Target) find(module string) (path string, ok bool) {
+	indexed, _, ok := t.index.Find(module)
 	if t.lookup != nil {
-		if path, ok = t.lookup(module); ok {
+		if path, ours := t.lookup(module, indexed); ours {
 			return path, true
 		}
 	}
-	path, _, ok = t.index.Find(module)
-	return path, ok
+	return indexed, ok
 }
 
 // intree reports whether a file is one that came with the kernel: make modules_install puts those, and no others,
