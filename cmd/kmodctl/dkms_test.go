@@ -116,8 +116,8 @@ func TestDKMS(t *testing.T) {
 	is("one/1.0, " + rel + ", x86_64: installed")
 }
 
-// TestDKMSBadConf is an autoinstall where one module's dkms.conf cannot be read and one does not build: the others are installed.
-func TestDKMSBadConf(t *testing.T) {
+// oneBadConf is an autoinstall where one module's dkms.conf cannot be read and one does not build: the others are installed.
+func oneBadConf(t *testing.T) {
 	rel := releases(t)[0]
 	root := newRoot(t, rel)
 	for _, name := range []string{"good", "mute", "bad", "fails", "other", "needy", "prepares"} {
@@ -156,25 +156,16 @@ func TestDKMSBadConf(t *testing.T) {
 	dkmsRuns(t, root, 0, "autoinstall", "-k", rel)
 }
 
-// TestDKMSUpgrade is a package that is upgraded as Debian's tools do it, where the new version is installed for one of two
+// upgradeOfOneKernel is a package that is upgraded as Debian's tools do it, where the new version is installed for one of two
 // kernels: the other keeps the old one until it gets the new one too. DKMS leaves that one without.
-func TestDKMSUpgrade(t *testing.T) {
+func upgradeOfOneKernel(t *testing.T) {
 	rels := releases(t)
 	root := newRoot(t, rels...)
 	old := dkmsSource(t, root, "one", "1.0")
 	dkmsRuns(t, root, 0, "install", "one/1.0", "-k", rels[0], "-k", rels[1])
-	prerm := func(what ...string) {
-		t.Helper()
-		file := filepath.Join(t.TempDir(), "one-dkms.prerm")
-		cmd := dkmsCommand(t, root)
-		write(t, filepath.Dir(file), filepath.Base(file), "set -e\n"+cmd.Path+" remove -m one -v 1.0 --all\n:\n")
-		sh := exec.Command("/bin/sh", append([]string{file}, what...)...)
-		sh.Env = append(cmd.Env, "DPKG_MAINTSCRIPT_NAME=prerm")
-		if r := command(t, sh); r.code != 0 {
-			t.Fatalf("prerm %v: exit %d\n%s", what, r.code, r.stderr)
-		}
+	if r := dkmsScript(t, root, "one-dkms.prerm", "remove -m one -v 1.0 --all", "upgrade", "1.1-1"); r.code != 0 {
+		t.Fatalf("prerm: exit %d\n%s", r.code, r.stderr)
 	}
-	prerm("upgrade", "1.1-1")
 	dkmsStatusIs(t, root, "one/1.0, "+rels[0]+", x86_64: installed", "one/1.0, "+rels[1]+", x86_64: installed")
 	// The same version again: its postinst removes and adds it, which builds nothing.
 	postinst := func(code int, args ...string) result {
@@ -213,9 +204,20 @@ func TestDKMSUpgrade(t *testing.T) {
 	}
 }
 
-// TestDKMSTarball carries what was built for two kernels to a machine that has neither headers nor compiler; DKMS loads
+// dkmsScript runs a script of a Debian package, of one line, as dpkg does.
+func dkmsScript(t *testing.T, root, name, line string, args ...string) result {
+	t.Helper()
+	cmd := dkmsCommand(t, root)
+	dir := t.TempDir()
+	write(t, dir, name, "set -e\n"+cmd.Path+" "+line+"\n:\n")
+	sh := exec.Command("/bin/sh", append([]string{filepath.Join(dir, name)}, args...)...)
+	sh.Env = append(cmd.Env, "DPKG_MAINTSCRIPT_NAME="+strings.TrimPrefix(filepath.Ext(name), "."))
+	return command(t, sh)
+}
+
+// tarballOfTwo carries what was built for two kernels to a machine that has neither headers nor compiler; DKMS loads
 // one of the two.
-func TestDKMSTarball(t *testing.T) {
+func tarballOfTwo(t *testing.T) {
 	rels := releases(t)
 	root := newRoot(t, rels...)
 	dkmsSource(t, root, "one", "1.0")

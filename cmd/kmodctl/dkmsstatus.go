@@ -25,6 +25,7 @@ type dkmsBuild struct {
 	originals bool // there are other files of these names, which load again after an uninstall
 	missing   bool // not all that was to be built is there
 	differs   bool // what is installed is not what was built, or not all of it
+	gone      bool // no file of what was installed is there: somebody has removed the kernel
 
 	artifact registry.Artifact  // of what the registry knows
 	rows     []registry.Install // of that artifact's package, version and kernel
@@ -33,7 +34,7 @@ type dkmsBuild struct {
 // line is what DKMS 3.4 prints of a build.
 func (m dkmsModule) line(b dkmsBuild) string {
 	text := m.name + "/" + m.version + ", " + b.release + ", " + b.arch + ": built"
-	if b.installed {
+	if b.installed && !b.gone {
 		text = strings.TrimSuffix(text, "built") + "installed"
 	}
 	if b.originals {
@@ -42,7 +43,7 @@ func (m dkmsModule) line(b dkmsBuild) string {
 	switch {
 	case b.missing:
 		text += " (Built modules are missing in the kernel modules folder)"
-	case b.differs && b.installed:
+	case b.differs && b.installed && !b.gone:
 		text += " (Differences between built and installed modules)"
 	}
 	return text
@@ -151,6 +152,9 @@ func (e *env) dkmsKnown(reg *registry.Registry) ([]dkmsModule, error) {
 			return !slices.ContainsFunc(a.Modules, built)
 		}) || slices.ContainsFunc(drift, func(d registry.Drift) bool {
 			return d.Package == a.Package && d.Release == a.Release
+		})
+		b.gone = b.installed && !slices.ContainsFunc(b.rows, func(r registry.Install) bool {
+			return !slices.ContainsFunc(drift, func(d registry.Drift) bool { return d.Kind == registry.DriftMissing && d.Path == r.Path })
 		})
 		out[i].builds = append(out[i].builds, b)
 	}
