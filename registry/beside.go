@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"kmodctl/internal/kernel"
 )
 
 // Beside is a file that is installed beside the modules of a package, for all kernels: firmware, rules, configuration.
@@ -38,11 +41,9 @@ const firmwareDir = "lib/firmware/updates"
 // *PackageError; the others are put all the same. The row is committed before the file arrives, by rename, and goes after it: whatever is cut off,
 // the next call completes.
 func (r *Registry) PutBeside(want []Beside) (came, went []Beside, err error) {
-	rows, err := collect(r.db, func(rows *sql.Rows, b *besideRow) error {
-		return rows.Scan(&b.Path, &b.Package, &b.Version, &b.Digest, &b.was)
-	}, `SELECT path, package, version, digest, was FROM beside ORDER BY path`)
+	rows, err := r.besideRows()
 	if err != nil {
-		return nil, nil, fmt.Errorf("read files beside modules: %w", err)
+		return nil, nil, err
 	}
 	if len(rows)+len(want) == 0 {
 		return nil, nil, nil
@@ -78,7 +79,7 @@ func (r *Registry) PutBeside(want []Beside) (came, went []Beside, err error) {
 	for _, b := range want {
 		row, ok := known[b.Path]
 		if ok && row.Package != b.Package && slices.ContainsFunc(want, func(o Beside) bool { return o.Path == b.Path && o.Package == row.Package }) {
-			errs = append(errs, &PackageError{b.Package, fmt.Errorf("%s belongs to package %s", b.Path, row.Package)})
+			errs = append(errs, &PackageError{b.Package, &ForeignError{b.Path, row.Package}})
 			continue
 		}
 		delete(known, b.Path)
@@ -99,6 +100,86 @@ func (r *Registry) PutBeside(want []Beside) (came, went []Beside, err error) {
 		}
 	}
 	return came, went, errors.Join(errs...)
+}
+
+func (r *Registry) besideRows() ([]besideRow, error) {
+	rows, err := collect(r.db, func(rows *sql.Rows, b *besideRow) error {
+		return rows.Scan(&b.Path, &b.Package, &b.Version, &b.Digest, &b.was)
+	}, `SELECT path, package, version, digest, was FROM beside ORDER BY path`)
+	if err != nil {
+		return nil, fmt.Errorf("read files beside modules: %w", err)
+	}
+	return rows, nil
+}
+
+// LookBeside tells which files beside modules are not as they were installed. It changes nothing.
+func (r *Registry) LookBeside(root kernel.Root) (drifts []Drift, err error) {
+	rows, err := r.besideRows()
+	if err != nil || len(rows) == 0 {
+		return nil, err
+	}
+	tree, err := os.OpenRoot(string(root) + "/")
+	if err != nil {
+		return nil, err
+	}
+	defer tree.Close()
+	for _, row := range rows {
+		d := Drift{Kind: DriftModified, Object: ObjectFile, Path: row.Path, Package: row.Package, Version: row.Version, Digest: row.Digest}
+		switch now, err := besideDigest(tree, row.Path); {
+		case err != nil:
+			d.Why = err.Error()
+		case now == row.Digest:
+			continue
+		case now == "":
+			d.Kind = DriftMissing
+		case now == row.was:
+			d.Why = "what was to replace it has not come"
+		case strings.HasPrefix(row.Path, "/etc/"):
+			d.Kind, d.Why = DriftEdited, "it stays so"
+		default:
+			d.Why = "its sha256 is " + now
+		}
+		drifts = append(drifts, d)
+	}
+	return drifts, nil
+}
+
+func (r *Registry) verifyBeside(_ context.Context, root kernel.Root) ([]Drift, error) {
+	return r.LookBeside(root)
+}
+
+// besideRemedy has a copy in the source.
+func (r *Registry) besideRemedy(root kernel.Root, d Drift) (*Remedy, error) {
+	if d.Kind == DriftEdited {
+		return nil, nil
+	}
+	src, err := r.Source(d.Package, d.Version)
+	if errors.As(err, new(*NotFoundError)) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	at := slices.IndexFunc(src.Files, func(f File) bool { return f.SHA256 == d.Digest && f.Link == "" })
+	if at < 0 {
+		return nil, nil
+	}
+	return &Remedy{"copy it from the source of " + d.Package + " " + d.Version, func() error {
+		dir, done, err := r.unpackSource(d.Package, d.Version)
+		if err != nil {
+			return err
+		}
+		defer done()
+		text, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(src.Files[at].Path)))
+		if err != nil {
+			return err
+		}
+		tree, err := os.OpenRoot(string(root) + "/")
+		if err != nil {
+			return err
+		}
+		defer tree.Close()
+		return replaceFile(tree, inTree(d.Path), text)
+	}}, nil
 }
 
 // unpackSource unpacks a source into a work folder, which done takes away.

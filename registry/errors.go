@@ -57,9 +57,17 @@ func (e *OwnedError) Error() string {
 }
 
 // ForeignError says that a file which no install row names is in the way.
-type ForeignError struct{ Path string }
+type ForeignError struct {
+	Path  string
+	Owner string // the package that put it there; "" when none of ours did
+}
 
-func (e *ForeignError) Error() string { return e.Path + " was not put there by kmodctl" }
+func (e *ForeignError) Error() string {
+	if e.Owner != "" {
+		return e.Path + " belongs to package " + e.Owner
+	}
+	return e.Path + " was not put there by kmodctl"
+}
 
 // NoModulesError says that a kernel release has no folder of modules here.
 type NoModulesError struct{ Release, Path string }

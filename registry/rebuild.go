@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -205,6 +206,7 @@ func (b *rebuilder) fill(ctx context.Context) error {
 		func() error {
 			return b.salvage("install", "release, module, path, package, version, artifact, digest, size, at, mtime", b.saneInstall)
 		},
+		func() error { return b.salvage("beside", "path, package, version, digest, was", b.saneBeside) },
 		func() error { return b.salvage("intent", "release, done, body", b.saneIntent) },
 		func() error {
 			return b.salvage("removal", "name, version", func(v []any) bool { return b.sources[text(v, 0)+"@"+text(v, 1)] })
@@ -304,6 +306,12 @@ func saneOriginal(row []any) bool {
 func (b *rebuilder) saneInstall(row []any) bool {
 	i := Install{Release: text(row, 0), Module: text(row, 1), Path: text(row, 2), Package: text(row, 3), Version: text(row, 4), Artifact: text(row, 5)}
 	return checkDigest(text(row, 6)) == nil && i.agrees(b.artifacts[i.Artifact]) == nil
+}
+
+// saneBeside: a row that is lost is made again of a file that is as its source has it; of any other nobody knows whose it is.
+func (b *rebuilder) saneBeside(row []any) bool {
+	name := text(row, 0)
+	return path.IsAbs(name) && path.Clean(name) == name && checkDigest(text(row, 3)) == nil && b.sources[text(row, 1)+"@"+text(row, 2)]
 }
 
 func (b *rebuilder) saneIntent(row []any) bool {

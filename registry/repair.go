@@ -36,6 +36,8 @@ func (r *Registry) Remedy(ctx context.Context, root kernel.Root, d Drift) (*Reme
 		case DriftModified:
 			return &Remedy{"record the new state of " + d.Release, func() error { return r.refresh(d.Release) }}, nil
 		}
+	case ObjectFile:
+		return r.besideRemedy(root, d)
 	case ObjectOriginal:
 		return &Remedy{"record what " + d.Module + " shadows now", func() error { return r.refresh(d.Release) }}, nil
 	case ObjectInstalled:

@@ -23,8 +23,8 @@ import (
 
 // Drift is one way in which a machine is not what its registry says.
 type Drift struct {
-	Kind    string `json:"kind"`   // missing, modified, foreign, stale, gone, loaded-older, or unindexed: modules.dep does not name it
-	Object  string `json:"object"` // what drifted: database, blob, installed, original, kernel, readme, artifact (stale) or module (loaded-older)
+	Kind    string `json:"kind"`   // missing, modified, edited, foreign, stale, gone, loaded-older, or unindexed: modules.dep does not name it
+	Object  string `json:"object"` // what drifted: database, blob, installed, file, original, kernel, readme, artifact (stale) or module (loaded-older)
 	Release string `json:"release,omitempty"`
 	Path    string `json:"path,omitempty"` // inside the root
 	Module  string `json:"module,omitempty"`
@@ -39,6 +39,7 @@ type Drift struct {
 const (
 	DriftMissing   = "missing"
 	DriftModified  = "modified"
+	DriftEdited    = "edited" // configuration beside modules, which somebody has changed and which stays so
 	DriftForeign   = "foreign"
 	DriftUnindexed = "unindexed"
 	DriftGone      = "gone" // a kernel that modules are installed for
@@ -48,6 +49,7 @@ const (
 	ObjectBlob      = "blob"
 	ObjectKernel    = "kernel"
 	ObjectInstalled = "installed"
+	ObjectFile      = "file" // beside modules
 	ObjectOriginal  = "original"
 )
 
@@ -76,7 +78,7 @@ func (r *Registry) verify(ctx context.Context, root kernel.Root) (drifts []Drift
 	if drifts, err = r.verifyDatabase(root); err != nil || len(drifts) > 0 {
 		return drifts, err
 	}
-	for _, look := range []func(context.Context, kernel.Root) ([]Drift, error){r.verifyReadme, r.verifyBlobs, r.verifySources, r.verifyModules} {
+	for _, look := range []func(context.Context, kernel.Root) ([]Drift, error){r.verifyReadme, r.verifyBlobs, r.verifySources, r.verifyModules, r.verifyBeside} {
 		found, err := look(ctx, root)
 		if err != nil {
 			return nil, err

@@ -27,6 +27,8 @@ func run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	}
 	if err != nil {
 		e.report(err)
+	} else if e.incomplete {
+		return exitPartly
 	}
 	return exitCode(err)
 }

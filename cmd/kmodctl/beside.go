@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"slices"
 	"strings"
 
@@ -59,4 +60,13 @@ func wantBeside(reg *registry.Registry) (want []registry.Beside, err error) {
 		}
 	}
 	return want, nil
+}
+
+// othersFile reports whether files beside modules were kept back only because there are others of their names. That lasts, and
+// the modules are in place: it is no failure of a command.
+func othersFile(err error) bool {
+	if all, ok := err.(interface{ Unwrap() []error }); ok {
+		return !slices.ContainsFunc(all.Unwrap(), func(err error) bool { return !othersFile(err) })
+	}
+	return errors.As(err, new(*registry.ForeignError))
 }

@@ -33,6 +33,8 @@ func runDKMS(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	var told partly
 	if err != nil && (!errors.As(err, &told) || told.of > 1) {
 		e.report(err)
+	} else if err == nil && e.incomplete {
+		return exitFailed
 	}
 	return dkmsCode(err)
 }

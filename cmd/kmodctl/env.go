@@ -32,6 +32,8 @@ type env struct {
 	patience time.Duration // to wait for another kmodctl, as registry.WriterOptions.Timeout
 	out      io.Writer
 	err      *screen
+
+	incomplete bool // files beside modules could not be put in place, or taken away, which has been told
 }
 
 // setUp reads the global flags, before any command runs.
@@ -207,6 +209,7 @@ func (e *env) command(verb string) string {
 func (e *env) close(reg *registry.Registry) {
 	if err := e.putBeside(reg); err != nil {
 		e.reportUntold(err)
+		e.incomplete = e.incomplete || !othersFile(err)
 	}
 	if !e.dryRun {
 		if err := e.showDKMS(reg); err != nil {

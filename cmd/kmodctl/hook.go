@@ -110,6 +110,7 @@ func (e *env) unattended(ctx context.Context, what string, limit time.Duration, 
 	bounded, cancel := context.WithTimeoutCause(ctx, limit, lateError{what, limit})
 	defer cancel()
 	err := do(bounded)
+	e.incomplete = e.incomplete && strict
 	switch {
 	case err == nil, ctx.Err() != nil:
 		return err

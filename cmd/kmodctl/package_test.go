@@ -66,6 +66,31 @@ func TestBeside(t *testing.T) {
 	km("build")
 	checkBeside(t, root, dir, true)
 
+	// What is lost, damaged or edited is told; repair mends the first two.
+	firmware := filepath.Join(root, "lib/firmware/updates/acme/led.bin")
+	for path, text := range map[string]string{firmware: "damaged", options: "options acme_led brightness=1\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(rules); err != nil {
+		t.Fatal(err)
+	}
+	says(t, km("status").out, "/lib/firmware/updates/acme/led.bin is modified", "/etc/udev/rules.d/90-acme-led.rules is missing")
+	r := kmodctl(t, "--root", root, "verify")
+	says(t, r.out, "modified: file /lib/firmware/updates/acme/led.bin (acme-led 1.0.0)", "missing: file /etc/udev/rules.d/90-acme-led.rules",
+		"edited: file /etc/modprobe.d/acme-led-options.conf")
+	if r.code != exitFailed {
+		t.Errorf("verify: exit %d", r.code)
+	}
+	says(t, km("repair").stderr, "left alone: edited: file /etc/modprobe.d/acme-led-options.conf", "copy it from the source of acme-led 1.0.0")
+	if err := os.Remove(options); err != nil {
+		t.Fatal(err)
+	}
+	km("repair")
+	checkBeside(t, root, dir, true)
+	says(t, km("verify").stderr, "everything is as it should be")
+
 	km("uninstall", "acme-led", "-k", rels[0])
 	checkBeside(t, root, dir, true)
 	km("uninstall", "acme-led", "-k", rels[1])

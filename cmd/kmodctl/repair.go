@@ -20,9 +20,9 @@ func cmdRepair(e *env) *cli.Command {
 		Name:  "repair",
 		Usage: "mend what verify finds: from copies that are still there, or by a build",
 		Description: examples("Damaged or lost blobs come back from their copies (an installed module, the folder a source was\n"+
-			"added from, the database), installed modules from the blobs; what has no copy is built again,\n"+
-			"and what is stale too. A damaged database is kept aside and made anew from the blobs. Foreign\n"+
-			"files and live modules are told of, never touched.",
+			"added from, the database), installed modules and the files beside them from the blobs; what has no\n"+
+			"copy is built again, and what is stale too. A damaged database is kept aside and made anew from\n"+
+			"the blobs. Foreign files, edited ones and live modules are told of, never touched.",
 			"kmodctl repair --dry-run", "kmodctl repair"),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
@@ -242,11 +242,11 @@ func (r *repairer) note(d registry.Drift, how string, do func() error) {
 	r.done = append(r.done, m)
 }
 
-// leave tells of a drift that only a person can mend. What is foreign, and what is
-// live, is not ours to change: that is no failure.
+// leave tells of a drift that only a person can mend. What is foreign, what somebody has edited and what is
+// live is not ours to change: that is no failure.
 func (r *repairer) leave(d registry.Drift) {
 	r.done = append(r.done, mending{Drift: d})
-	if d.Kind == registry.DriftForeign || d.Kind == driftLoadedOlder {
+	if d.Kind == registry.DriftForeign || d.Kind == registry.DriftEdited || d.Kind == driftLoadedOlder {
 		r.say("left alone: %s", driftLine(d))
 		return
 	}

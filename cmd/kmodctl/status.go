@@ -64,6 +64,13 @@ type packageStatus struct {
 	OriginChanged []string       `json:"origin_changed,omitempty"` // files that differ from what was added, or why they cannot be compared
 	OriginGone    bool           `json:"origin_gone,omitempty"`
 	Kernels       []kernelStatus `json:"kernels"`
+	Files         []fileStatus   `json:"files,omitempty"` // beside modules, that are not as they were installed
+}
+
+// fileStatus is a file beside the modules of a package, such as firmware.
+type fileStatus struct {
+	Path string `json:"path"`
+	Kind string `json:"kind"` // missing, modified or edited, as verify has them
 }
 
 // kernelStatus is one package for one kernel.
@@ -120,7 +127,30 @@ func (e *env) status(ctx context.Context, args []string) error {
 			"packages": packages, "foreign": orEmpty(s.foreign), "unfinished": orEmpty(unfinished), "writer": holder,
 		})
 	}
-	return e.printStatus(packages, s.foreign, unfinished, holder)
+	bare := s.leaveOutBare(packages)
+	if err := e.printStatus(packages, s.foreign, unfinished, holder); err != nil {
+		return err
+	}
+	for _, release := range bare {
+		fmt.Fprintf(e.out, "kernel %s: it runs, but neither its modules nor its headers are here\n", release)
+	}
+	return nil
+}
+
+// leaveOutBare takes out what would be said of every package alike: that it is skipped for a kernel, running in a container or
+// a virtual machine, that nothing can be installed for. It returns these kernels.
+func (s *statusReader) leaveOutBare(packages []packageStatus) (bare []string) {
+	for _, k := range s.kernels {
+		if k.Running && k.Modules == "" && k.Tree == nil && k.Err == nil && len(packages) > 0 {
+			bare = append(bare, k.Name)
+		}
+	}
+	for i := range packages {
+		packages[i].Kernels = slices.DeleteFunc(packages[i].Kernels, func(k kernelStatus) bool {
+			return k.State == stateSkipped && slices.Contains(bare, k.Release)
+		})
+	}
+	return bare
 }
 
 // orEmpty makes a list without elements [] in JSON rather than null.
@@ -170,6 +200,9 @@ func (s *statusReader) gather(ctx context.Context, args []string) ([]registry.So
 			return err
 		}
 		g.Go(func() error { return s.lookAtFiles(rows) })
+		if s.beside, err = s.reg.LookBeside(s.root); err != nil {
+			return err
+		}
 		return s.knowMore()
 	})
 	g.Go(s.findKernels)
@@ -244,6 +277,7 @@ type statusReader struct {
 	installs map[target][]registry.Install
 	drift    map[target][]registry.Drift
 	foreign  []registry.Drift
+	beside   []registry.Drift
 	gone     []string                                      // releases with installs that are no kernel's any more
 	failures func() (map[target][]registry.Attempt, error) // last builds that failed
 	shadows  map[string]string                             // by release and module: the path of the original
@@ -257,6 +291,11 @@ func (s *statusReader) pkg(src registry.Source) (packageStatus, error) {
 	p := packageStatus{Name: src.Name, Version: src.Version, Origin: src.Origin, Kernels: make([]kernelStatus, 0, len(s.kernels))}
 	at := s.origins[src.Name+"@"+src.Version]
 	p.OriginGone, p.OriginChanged = at.gone, at.changed
+	for _, d := range s.beside {
+		if d.Package == src.Name && d.Version == src.Version {
+			p.Files = append(p.Files, fileStatus{d.Path, d.Kind})
+		}
+	}
 	steps, err := s.plan([]choice{{src, s.kernels}})
 	if err != nil {
 		return p, err
@@ -460,7 +499,7 @@ func (e *env) printStatus(packages []packageStatus, foreign []registry.Drift, un
 		t := e.table("PACKAGE", "VERSION", "KERNEL", "STATE", "MODULES", "WHY")
 		for _, p := range packages {
 			if len(p.Kernels) == 0 {
-				t.row(p.Name, p.Version, "", stateAdded, "", "this machine has no kernel")
+				t.row(p.Name, p.Version, "", stateAdded, "", "this machine has no kernel to build for")
 			}
 			for _, k := range p.Kernels {
 				var modules []string
@@ -491,6 +530,13 @@ func (e *env) printStatus(packages []packageStatus, foreign []registry.Drift, un
 	for _, p := range packages {
 		if len(p.OriginChanged) > 0 {
 			fmt.Fprintf(e.out, "%s %s: %s changed since add: %s (kmodctl build %s)\n", p.Name, p.Version, p.Origin, strings.Join(p.OriginChanged, ", "), p.Origin)
+		}
+	}
+	for _, p := range packages {
+		for _, f := range p.Files {
+			if f.Kind != registry.DriftEdited {
+				fmt.Fprintf(e.out, "%s %s: %s is %s (%s)\n", p.Name, p.Version, f.Path, f.Kind, e.command("repair"))
+			}
 		}
 	}
 	for _, d := range foreign {

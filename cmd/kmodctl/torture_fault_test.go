@@ -106,15 +106,37 @@ var scenarios = []scenario{
 		_, err = f.WriteAt(bytes.Repeat([]byte{0xa5}, page), installs*page)
 		check(t, err)
 	}},
-	{name: "lost", before: withBoth, args: []string{"repair"}, broken: true, damage: func(t testing.TB, m machine) {
-		for _, suffix := range []string{"", "-wal", "-shm"} {
-			check(t, os.RemoveAll(filepath.Join(m.state(), "registry.db"+suffix)))
-		}
-	}},
+	{name: "lost", before: withBoth, args: []string{"repair"}, broken: true, damage: loseDatabase},
 	{name: "log", before: withNet, args: []string{"repair"}, broken: true, damage: loseUpgrade},
+	{name: "files", args: []string{"install", "led@1"}, spoil: func(t testing.TB, m machine) { m.ship(t, "1") }},
+	{name: "files upgrade", args: []string{"install", "led@2"}, spoil: func(t testing.TB, m machine) {
+		m.ship(t, "1")
+		m.must(t, "install", "led@1")
+		m.ship(t, "2")
+	}},
+	{name: "files go", args: []string{"uninstall", "led"}, spoil: func(t testing.TB, m machine) {
+		m.ship(t, "1")
+		m.must(t, "install", "led@1")
+	}},
+	{name: "files repair", args: []string{"repair"}, broken: true, spoil: func(t testing.TB, m machine) {
+		m.ship(t, "1")
+		m.must(t, "install", "led@1")
+		check(t, os.Truncate(filepath.Join(m.root, "lib/firmware/updates/led.bin"), 1))
+		check(t, os.Remove(filepath.Join(m.root, "etc/modprobe.d/led.conf")))
+	}},
+	{name: "files lost", args: []string{"repair"}, broken: true, spoil: func(t testing.TB, m machine) {
+		m.ship(t, "1")
+		m.must(t, "install", "led@1")
+	}, damage: loseDatabase},
 	{name: "build", builds: true, args: []string{"build", "@/hello"}, parts: [][]string{{"add", "@/hello"}}},
 	{name: "build again", builds: true, before: [][]string{{"build", "@/hello"}}, args: []string{"build", "@/changed/hello"},
 		parts: [][]string{{"add", "@/changed/hello"}}},
+}
+
+func loseDatabase(t testing.TB, m machine) {
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		check(t, os.RemoveAll(filepath.Join(m.state(), "registry.db"+suffix)))
+	}
 }
 
 // faults are what is done at a call, as strace's -e inject says it.
@@ -171,7 +193,7 @@ type staged struct {
 	ready         machine // copied for each trial
 	before, after facts
 	states        []facts         // these two, and those in between
-	known         map[string]bool // digests of modules
+	known         map[string]bool // digests of modules, and of files beside them
 }
 
 // stage readies a scenario and gives its command undisturbed, once: these are the calls that

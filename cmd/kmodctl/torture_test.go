@@ -100,6 +100,7 @@ func newMachine(t testing.TB) machine {
 func (m machine) putKernels(t testing.TB) {
 	t.Helper()
 	check(t, os.MkdirAll(filepath.Join(m.root, "var/lib"), 0o755))
+	check(t, os.MkdirAll(filepath.Join(m.root, "etc"), 0o755))
 	for _, release := range m.kernels {
 		dir := filepath.Join(m.root, "lib/modules", release)
 		check(t, os.MkdirAll(filepath.Join(dir, "kernel"), 0o755))
@@ -144,6 +145,9 @@ func (m machine) source(t testing.TB, name, version, text string, modules ...str
 	for _, mod := range modules {
 		toml += fmt.Sprintf("\n[[module]]\nname = %q\n", mod)
 		write(t, dir, mod+".c", "/* "+text+" */\n")
+	}
+	if _, err := os.Stat(filepath.Join(dir, "firmware")); err == nil { // see ship
+		toml += "\n[files]\nfirmware = [\"led.bin\"]\nmodprobe = [\"led.conf\"]\n"
 	}
 	write(t, dir, "kmod.toml", toml)
 	write(t, dir, "Kbuild", "obj-m := "+strings.Join(modules, ".o ")+".o\n")
@@ -192,7 +196,7 @@ func (m machine) copyOf(t testing.TB) machine {
 	c.root = t.TempDir()
 	check(t, os.Chmod(filepath.Dir(c.root), 0o755))
 	check(t, os.Chmod(c.root, 0o755))
-	for _, dir := range []string{"lib", "var"} {
+	for _, dir := range []string{"etc", "lib", "var"} {
 		if out, err := exec.Command("cp", "-a", "--reflink=auto", filepath.Join(m.root, dir), c.root).CombinedOutput(); err != nil {
 			t.Fatalf("cp: %v: %s", err, out)
 		}
@@ -201,8 +205,35 @@ func (m machine) copyOf(t testing.TB) machine {
 	return c
 }
 
+// ship registers led, a package that brings firmware and options with its module, of which each version has its own.
+func (m machine) ship(t testing.TB, version string) {
+	t.Helper()
+	dir := m.source(t, "led", version, "", "crc7")
+	check(t, os.MkdirAll(filepath.Join(dir, "firmware"), 0o755))
+	write(t, dir, "firmware/led.bin", "firmware "+version)
+	write(t, dir, "led.conf", "options crc7 version="+version+"\n")
+	m.fill(t, "led", version, "", "crc7")
+}
+
+// shipped are the files that belong to packages and are no modules: digests by path.
+func (m machine) shipped(t testing.TB) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	for _, dir := range []string{"etc/modprobe.d", "lib/firmware"} {
+		if _, err := os.Stat(filepath.Join(m.root, dir)); err != nil {
+			continue
+		}
+		for path, digest := range sums(t, filepath.Join(m.root, dir)) {
+			if !temporaryName.MatchString(filepath.Base(path)) {
+				out[dir+"/"+path] = digest
+			}
+		}
+	}
+	return out
+}
+
 // facts are what the registry says, one line each, by kernel release; "" is for what
-// belongs to none.
+// belongs to none, and "files" for what is beside modules, as it is on the disk.
 type facts map[string]string
 
 func (m machine) facts(t testing.TB) facts {
@@ -235,6 +266,10 @@ func (m machine) facts(t testing.TB) facts {
 	for _, o := range originals {
 		f[o.Release] += fmt.Sprintln("original", o.Module, o.Path, o.Digest)
 	}
+	shipped := m.shipped(t)
+	for _, path := range sortedKeys(shipped) {
+		f["files"] += fmt.Sprintln("file", path, shipped[path])
+	}
 	for _, p := range pins {
 		f[p.Release] += fmt.Sprintln("pin", p.Package, p.Version, p.Artifact)
 	}
@@ -263,10 +298,10 @@ func (a facts) String() string {
 	return out
 }
 
-// digests are those of every module that the registry has an artifact of.
+// digests are those of every module that the registry has an artifact of, and of every file beside them.
 func (f facts) digests() map[string]bool {
 	out := map[string]bool{}
-	for _, word := range strings.Fields(f[""]) {
+	for _, word := range strings.Fields(f[""] + f["files"]) {
 		out[word] = true
 	}
 	return out
@@ -287,9 +322,14 @@ func (m machine) checkAlways(t testing.TB, known map[string]bool) {
 }
 
 // checkFiles holds that no file of ours under /lib/modules is anything but a whole known
-// module, and that the kernel's own is as it was.
+// module, none beside them anything but a whole known file, and that the kernel's own module is as it was.
 func (m machine) checkFiles(t testing.TB, known map[string]bool) {
 	t.Helper()
+	for path, digest := range m.shipped(t) {
+		if !known[digest] {
+			t.Errorf("%s is no known file: sha256 %s", path, digest)
+		}
+	}
 	for _, release := range m.kernels {
 		dir := filepath.Join(m.root, "lib/modules", release)
 		for path, digest := range sums(t, filepath.Join(dir, "updates")) {
@@ -334,7 +374,7 @@ func (m machine) checkClean(t testing.TB) {
 		t.Errorf("verify: exit %d\n%s%s", r.code, r.out, r.stderr)
 	}
 	var left []string
-	for _, dir := range []string{"lib", "var"} {
+	for _, dir := range []string{"etc", "lib", "var"} {
 		check(t, filepath.WalkDir(filepath.Join(m.root, dir), func(path string, d fs.DirEntry, err error) error {
 			if err == nil && temporaryName.MatchString(d.Name()) {
 				left = append(left, path)

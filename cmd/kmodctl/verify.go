@@ -29,10 +29,11 @@ func cmdVerify(e *env) *cli.Command {
 		Name:      "verify",
 		Usage:     "compare the registry with its files, with /lib/modules and with what is live",
 		ArgsUsage: "[--rebuild [NAME|NAME@VERSION ...]]",
-		Description: examples("Reads everything: the database, every blob, every installed module, what those shadow, the module\n"+
-			"index. One line for each thing that is not as it should be, by its kind:\n\n"+
+		Description: examples("Reads everything: the database, every blob, every installed module, what those shadow, the files\n"+
+			"beside them (firmware, rules, options), the module index. One line for each thing that is not as it should be, by its kind:\n\n"+
 			"   missing       it is not there\n"+
 			"   modified      its content is not what was written\n"+
+			"   edited        a configuration file of a package that somebody has changed: it stays so\n"+
 			"   foreign       it lies in a folder of ours, and is not ours\n"+
 			"   unindexed     modules.dep does not name it\n"+
 			"   stale         built from other inputs than today's\n"+
