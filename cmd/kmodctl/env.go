@@ -216,6 +216,9 @@ func (e *env) close(reg *registry.Registry) {
 			e.changed("note: %s: %v", dkmsTreePath, err)
 		}
 	}
+	if err := e.noteForLogin(reg); err != nil {
+		e.changed("note: %s: %v", loginNote, err)
+	}
 	if err := reg.Close(); err != nil {
 		e.changed("note: %v", err)
 	}

@@ -122,6 +122,7 @@ func TestHookDebian(t *testing.T) {
 	}
 	h.has(release)
 	says(t, must(t, "--root", h.root, "status", "broken").out, "failed", "no_such_thing")
+	says(t, atLogin(t, h.root), "broken 1 for "+release+": ", "broken.c:2", "kmodctl status")
 	silent(t, scripts("postinst.d"))
 	silent(t, scripts("header_postinst.d"))
 
@@ -146,6 +147,38 @@ func TestHookDebian(t *testing.T) {
 	}
 	says(t, scripts("postinst.d").stderr, "installed hello 1.0.0 for "+release)
 	h.has(h.rels...)
+
+	// At the next login everybody sees what is amiss, and nothing once it is not.
+	must(t, "--root", h.root, "remove", "broken")
+	if shown := atLogin(t, h.root); shown != "" {
+		t.Errorf("at login, with nothing amiss: %s", shown)
+	}
+	must(t, "--root", h.root, "uninstall", "hello", "-k", release)
+	says(t, atLogin(t, h.root), "hello for "+release+": ")
+	must(t, "--root", h.root, "remove", "hello")
+	if shown := atLogin(t, h.root); shown != "" {
+		t.Errorf("at login, with nothing registered: %s", shown)
+	}
+}
+
+// atLogin is what pam_motd, which login and sshd call, shows a user of what kmodctl has left in the /run of root.
+func atLogin(t *testing.T, root string) string {
+	t.Helper()
+	dir := t.TempDir()
+	write(t, dir, "su-l", "auth sufficient pam_rootok.so\naccount required pam_permit.so\nsession required pam_permit.so\nsession optional pam_motd.so noupdate\n")
+	write(t, dir, "motd", "") // the machine's own
+	if err := os.MkdirAll(filepath.Join(root, "run"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := command(t, exec.Command("unshare", "-m", "sh", "-ec",
+		"mount --bind $0/su-l /etc/pam.d/su-l; mount --bind $0/motd /etc/motd; mount --bind $1/run /run; exec su - nobody -s /bin/true", dir, root))
+	if r.code != 0 {
+		t.Fatalf("su: exit %d\n%s%s", r.code, r.out, r.stderr)
+	}
+	if info, err := os.Stat(filepath.Join(root, loginNote)); err == nil && info.Mode() != 0o644 {
+		t.Errorf("%s has mode %v", loginNote, info.Mode())
+	}
+	return r.out
 }
 
 // TestHookOthers runs the hooks of the other package managers with what these give them.
