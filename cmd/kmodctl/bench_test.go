@@ -54,23 +54,44 @@ func minimum(b *testing.B, args ...string) {
 // against reports ours and the peer's median of ten, taken in turn, and the ratio.
 func against(b *testing.B, ours, peer func() *exec.Cmd, prepareOurs, preparePeer func()) {
 	b.Helper()
+	againstTimes(b, 10, ours, peer, prepareOurs, preparePeer)
+}
+
+func againstTimes(b *testing.B, n int, ours, peer func() *exec.Cmd, prepareOurs, preparePeer func()) {
+	b.Helper()
 	for b.Loop() {
 		var a, c []time.Duration
-		for range 10 {
+		for range n {
 			a = append(a, times(b, 1, prepareOurs, ours)...)
 			c = append(c, times(b, 1, preparePeer, peer)...)
 		}
 		slices.Sort(a)
 		slices.Sort(c)
-		b.ReportMetric(milliseconds(a[len(a)/2]), "ours-ms")
-		b.ReportMetric(milliseconds(c[len(c)/2]), "peer-ms")
-		b.ReportMetric(float64(a[len(a)/2])/float64(c[len(c)/2]), "ratio")
+		b.ReportMetric(milliseconds(a[n/2]), "ours-ms")
+		b.ReportMetric(milliseconds(c[n/2]), "peer-ms")
+		b.ReportMetric(float64(a[n/2])/float64(c[n/2]), "ratio")
 	}
 	b.ReportMetric(0, "ns/op")
 }
 
 // BenchmarkStart is the start-up of the binary: the goal is 3 ms.
 func BenchmarkStart(b *testing.B) { minimum(b, "version") }
+
+// BenchmarkLoadDryRun is the plan for one module of a full Debian tree beside that of
+// modprobe -n: the goal is a ratio below 3.
+func BenchmarkLoadDryRun(b *testing.B) {
+	path, err := binary()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, release := range releases(b) {
+		b.Run(release, func(b *testing.B) {
+			againstTimes(b, 200,
+				func() *exec.Cmd { return exec.Command(path, "load", "-k", release, "--dry-run", "8021q") },
+				func() *exec.Cmd { return exec.Command("modprobe", "-n", "-S", release, "8021q") }, nil, nil)
+		})
+	}
+}
 
 // bench is a root with the six examples built and installed for two kernels.
 func bench(b *testing.B) (root, dir string, rels []string) {

@@ -2,7 +2,11 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
 	"testing"
 
 	"kmodctl/internal/kernel"
@@ -77,6 +81,84 @@ func TestLoadPinned(t *testing.T) {
 			if text != want.text {
 				t.Errorf("after the pin %+v: of %s for %s %q is loaded, want %q", c.pin, want.module, want.release, text, want.text)
 			}
+		}
+	}
+}
+
+// TestLoadOpensLittle: the plan for a module of the kernel's own takes two files of the
+// index, no database, no module and nothing of the machine that the root stands on.
+func TestLoadOpensLittle(t *testing.T) {
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, release := range releases(t) {
+		root := t.TempDir()
+		for _, dir := range []string{"/lib/modules/" + release, "/etc/modprobe.d", "/var/lib"} {
+			if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		files, err := filepath.Glob("/lib/modules/" + release + "/modules.*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, root, file, string(text))
+		}
+		write(t, root, "/etc/modprobe.d/a.conf", "options stp a=1\n")
+		reg, err := registry.OpenWriter(t.Context(), filepath.Join(root, system), kernel.Root(root), registry.WriterOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer reg.Close()
+
+		opened := func(code int, args ...string) (names []string, out string) {
+			trace := filepath.Join(t.TempDir(), "trace")
+			cmd := exec.Command("strace", append([]string{"-f", "-y", "-o", trace, "-e", "trace=open,openat,openat2", path, "--root", root}, args...)...)
+			text, _ := cmd.CombinedOutput()
+			if cmd.ProcessState.ExitCode() != code {
+				t.Fatalf("%s: %s\n%s", cmd, cmd.ProcessState, text)
+			}
+			log, err := os.ReadFile(trace)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, call := range regexp.MustCompile(`open(?:at2?)?\((?:AT_FDCWD<[^>]*>|AT_FDCWD|(\d+)<([^>]*)>), "([^"]*)"`).FindAllStringSubmatch(string(log), -1) {
+				names = append(names, call[2]+call[3])
+			}
+			return names, string(text)
+		}
+		names, out := opened(0, "load", "garp", "-k", release, "--dry-run")
+		for _, want := range []string{"garp.ko", "stp.ko", "llc.ko", " a=1 "} {
+			if !strings.Contains(out, want) {
+				t.Errorf("the plan has no %q: %s", want, out)
+			}
+		}
+		var index []string
+		for _, name := range names {
+			inside, within := strings.CutPrefix(name, root)
+			switch {
+			case strings.Contains(inside, system), strings.HasSuffix(inside, ".ko"), strings.HasSuffix(inside, ".ko.xz"):
+				t.Errorf("%s: it opened %s", release, name)
+			case within && strings.HasPrefix(inside, "/lib/modules/"):
+				index = append(index, filepath.Base(inside))
+			case !within && !slices.ContainsFunc([]string{"/proc/self/", "/sys/kernel/mm/", "/sys/fs/cgroup/"}, func(p string) bool { return strings.HasPrefix(name, p) }):
+				t.Errorf("%s: it opened %s of the host", release, name)
+			}
+		}
+		slices.Sort(index)
+		if got := strings.Join(slices.Compact(index), " "); !strings.HasPrefix(got, release+" modules.dep.bin modules.softdep") || strings.Count(got, " ") > 3 {
+			t.Errorf("%s: of the index it opened %s", release, got)
+		}
+
+		names, _ = opened(exitNotFound, "load", "no_module", "-k", release, "--dry-run")
+		if !slices.ContainsFunc(names, func(n string) bool { return strings.Contains(n, "registry.db") }) {
+			t.Errorf("%s: the registry was not asked for a name that nobody has: %q", release, names)
 		}
 	}
 }
