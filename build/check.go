@@ -104,9 +104,9 @@ func (r *run) look(ctx context.Context) error {
 		}
 	}}
 	r.Log = out
-	for _, argv := range commands {
+	for _, command := range commands {
 		before := len(r.findings)
-		err := r.step(ctx, "check", argv...)
+		err := command(ctx)
 		out.flush()
 		var exit *exec.ExitError
 		told := r.check.Tool == CheckCheckpatch && errors.As(err, &exit) && exit.ExitCode() == 1 && len(r.findings) > before
@@ -119,17 +119,39 @@ func (r *run) look(ctx context.Context) error {
 
 // checker are the commands of a check. The copy is fresh: C=1, which looks at what is compiled, looks
 // at all of it, as C=2 would.
-func (r *run) checker() (commands [][]string, err error) {
-	refuse := func(why string) ([][]string, error) { return nil, &CheckError{r.check.Tool, r.Kernel.Name, why} }
-	if d := r.Manifest.DKMS; d != nil && d.Make+d.PreBuild != "" {
-		return refuse("its dkms.conf has a MAKE or a PRE_BUILD of its own")
+func (r *run) checker() (commands []func(context.Context) error, err error) {
+	if r.check.Tool == CheckCheckpatch {
+		const script = "scripts/checkpatch.pl"
+		if _, err := r.Kernel.Root.Path(filepath.Join(r.Kernel.Tree.Path, script)); err != nil {
+			return nil, r.noCheck("its headers have no " + script)
+		}
+		for _, file := range r.own { // one by one: an empty file blinds it to all after it
+			argv := []string{"perl", filepath.Join(r.wall.tree(r.Kernel), script), "--no-tree", "--terse", "--no-summary", "--file", file}
+			commands = append(commands, func(ctx context.Context) error { return r.step(ctx, "check", argv...) })
+		}
+		return commands, nil
 	}
-	argv := r.kbuild()
+	vars, err := r.checkVariables()
+	if err != nil {
+		return nil, err
+	}
+	if d := r.Manifest.DKMS; d != nil && d.Make != "" {
+		r.wall.env = append(r.wall.env, gnuMakeFlags(vars))
+		return append(commands, func(ctx context.Context) error { return r.make(ctx, "check") }), nil
+	}
+	argv := append(r.kbuild(), vars...)
+	return append(commands, func(ctx context.Context) error { return r.step(ctx, "check", argv...) }), nil
+}
+
+func (r *run) noCheck(why string) error { return &CheckError{r.check.Tool, r.Kernel.Name, why} }
+
+// checkVariables are what kbuild is told for a check.
+func (r *run) checkVariables() (vars []string, err error) {
 	if len(r.Manifest.Build.Needs) > 0 {
-		argv = append(argv, "KBUILD_MODPOST_WARN=1") // what those export is not here: nothing will be loaded
+		vars = append(vars, "KBUILD_MODPOST_WARN=1") // what those export is not here: nothing will be loaded
 	}
 	if r.check.Warnings != "" {
-		argv = append(argv, "W="+r.check.Warnings)
+		vars = append(vars, "W="+r.check.Warnings)
 	}
 	switch r.check.Tool {
 	case "":
@@ -138,25 +160,16 @@ func (r *run) checker() (commands [][]string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		argv = append(argv, "C=1", "CHECK="+sparse)
+		vars = append(vars, "C=1", "CHECK="+sparse)
 	case CheckClang:
 		if _, ok := r.Toolchain.llvm(); !ok {
-			return refuse("the kernel was built with " + r.Kernel.Tree.CC + ", whose options clang does not know")
+			return nil, r.noCheck("the kernel was built with " + r.Kernel.Tree.CC + ", whose options clang does not know")
 		}
-		argv = append(argv, "C=1", "CHECK="+r.Toolchain.Path+" --analyze --analyzer-output text", "CHECKFLAGS=")
-	case CheckCheckpatch:
-		const script = "scripts/checkpatch.pl"
-		if _, err := r.Kernel.Root.Path(filepath.Join(r.Kernel.Tree.Path, script)); err != nil {
-			return refuse("its headers have no " + script)
-		}
-		for _, file := range r.own { // one by one: an empty file blinds it to all after it
-			commands = append(commands, []string{"perl", filepath.Join(r.wall.tree(r.Kernel), script), "--no-tree", "--terse", "--no-summary", "--file", file})
-		}
-		return commands, nil
+		vars = append(vars, "C=1", "CHECK="+r.Toolchain.Path+" --analyze --analyzer-output text", "CHECKFLAGS=")
 	default:
-		return refuse("no such tool")
+		return nil, r.noCheck("no such tool")
 	}
-	return [][]string{argv}, nil
+	return vars, nil
 }
 
 // Lines of compilers and checkers, and how sparse goes on.

@@ -166,10 +166,11 @@ func TestClangChecks(t *testing.T) {
 	j, _ := job(t, k, tree(t, helloTree(t)))
 	j.Toolchain = &Toolchain{CC: "clang-14", Path: "/usr/bin/clang-14"}
 	r := &run{Job: j, check: &Check{Tool: CheckClang}}
-	commands, err := r.checker()
+	vars, err := r.checkVariables()
+	command := append(r.kbuild(), vars...)
 	for _, want := range []string{"CC=/usr/bin/clang-14", "LLVM=-14", "C=1", "CHECK=/usr/bin/clang-14 --analyze --analyzer-output text"} {
-		if err != nil || !slices.Contains(commands[0], want) {
-			t.Errorf("%q lacks %s, %v", commands, want, err)
+		if err != nil || !slices.Contains(command, want) {
+			t.Errorf("%q lacks %s, %v", command, want, err)
 		}
 	}
 	const said = "b.c:5:80: warning: Dereference of null pointer (loaded from variable 'z') [core.NullDereference]" // by clang 14

@@ -21,6 +21,10 @@ type DKMS struct {
 	PostBuild string `json:"post_build,omitempty"` // the same, run when the modules have been taken
 	Excluded  string `json:"-"`                    // why it is not for that kernel; "" when it is
 	Manual    bool   `json:"-"`                    // it is built when it is asked for by name, and not when a kernel comes
+
+	// Files of /etc/dkms/NAME that go over those of the source, or come to them: SHA-256 in hex, by name in the source. Who calls Run
+	// has put them there.
+	Own map[string]string `json:"own,omitempty"`
 }
 
 // AnyRelease stands in a DKMS's texts for the release of the kernel. So they are the same input for two kernels whose names
@@ -84,15 +88,24 @@ func (r *run) makeEnv() []string {
 
 // make builds the modules: by kbuild's command, or by MAKE. DKMS gives a number of jobs and KERNELRELEASE to a MAKE that
 // begins with make, and to no other: those were never run with several jobs.
-func (r *run) make(ctx context.Context) error {
+func (r *run) make(ctx context.Context, step string) error {
 	if r.Manifest.DKMS == nil || r.Manifest.DKMS.Make == "" {
-		return r.step(ctx, "make", r.kbuild()...)
+		return r.step(ctx, step, r.kbuild()...)
 	}
 	text := r.local(r.Manifest.DKMS.Make)
 	if rest, ok := strings.CutPrefix(text, "make"); ok {
-		return r.step(ctx, "make", "bash", "-c", "make KERNELRELEASE="+r.Kernel.Name+rest)
+		return r.step(ctx, step, "bash", "-c", "make KERNELRELEASE="+r.Kernel.Name+rest)
 	}
-	return r.alone(ctx, "make", "bash", "-c", text)
+	return r.alone(ctx, step, "bash", "-c", text)
+}
+
+// gnuMakeFlags has every make that a MAKE runs take variables as from its command line ("Options/Recursion" in make's manual).
+func gnuMakeFlags(variables []string) string {
+	quote := strings.NewReplacer(`\`, `\\`, " ", `\ `)
+	for i, v := range variables {
+		variables[i] = quote.Replace(v)
+	}
+	return "GNUMAKEFLAGS=" + strings.Join(variables, " ")
 }
 
 // script runs PRE_BUILD or POST_BUILD; DKMS passes over one that is not executable.

@@ -176,16 +176,16 @@ func (r *run) build(ctx context.Context) ([]Built, error) {
 			return nil, err
 		}
 	}
-	if r.check != nil {
-		return nil, r.look(ctx)
-	}
 	if d := r.Manifest.DKMS; d != nil {
 		r.wall.env = r.makeEnv()
 		if err := r.script(ctx, "prepare", d.PreBuild); err != nil {
 			return nil, err
 		}
 	}
-	if err := r.make(ctx); err != nil {
+	if r.check != nil {
+		return nil, r.look(ctx)
+	}
+	if err := r.make(ctx, "make"); err != nil {
 		return nil, err
 	}
 	r.tell("collect", "")

@@ -167,6 +167,7 @@ func (j *job) removeSources(ctx context.Context, sources []registry.Source, pins
 		changes = append(changes, res.Changes...)
 		j.changed("uninstalled %s %s for %s%s", name, res.Changes[0].Version, res.Release, originals(res, name, "modprobe finds again"))
 		j.runScripts(ctx, after[target{name, res.Release}])
+		j.postTransaction(ctx, res.Release)
 	}
 	if err != nil {
 		return changes, err

@@ -362,13 +362,14 @@ func (e *env) tellLacking(kernels []kernel.Release, steps []build.Step) (lines [
 	return lines
 }
 
-// register adds a folder for more than this command: its POST_ADD is run where there was not the same before. What that
-// makes in the folder belongs to the source.
+// register adds a folder for more than this command. Where there was not the same before, what is odd about its dkms.conf is
+// told, and its POST_ADD is run; what that makes in the folder belongs to the source.
 func (j *job) register(ctx context.Context, dir string) (registry.Source, error) {
 	src, changed, err := j.add(ctx, dir)
 	if err != nil || !changed {
 		return src, err
 	}
+	j.tellConf(src)
 	s := j.scriptOf(src, registry.OpPostAdd, "")
 	j.runScripts(ctx, s)
 	if s.text == "" || j.dryRun {

@@ -155,12 +155,17 @@ func (j *job) lookAt(ctx context.Context, s subject, step build.Step, c build.Ch
 	if step.Err != nil {
 		return nil, fmt.Errorf("check %s for %s: %w", s.Name, step.Release, step.Err)
 	}
-	dir, done, err := j.reg.NewWork(s.Name)
+	work, done, err := j.reg.NewWork(s.Name)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	if err := s.reg.Extract(s.Source, dir); err != nil {
+	dir := filepath.Join(work, "source")
+	if err := extract(s.reg, s.Source, j.root, step.Manifest, dir); err != nil {
+		return nil, err
+	}
+	pristine, err := pristine(s.reg, s.Source, step.Manifest, work)
+	if err != nil {
 		return nil, err
 	}
 	log := io.Writer(io.Discard)
@@ -168,6 +173,6 @@ func (j *job) lookAt(ctx context.Context, s subject, step build.Step, c build.Ch
 		log = j.err
 	}
 	return build.Look(ctx, build.Job{
-		Manifest: step.Manifest, Kernel: step.Kernel, Source: dir, Toolchain: step.Toolchain, Log: log, Jobserver: j.jobs, TimeLimit: j.options.timeLimit, Nice: j.options.nice,
+		Manifest: step.Manifest, Kernel: step.Kernel, Source: dir, Pristine: pristine, Toolchain: step.Toolchain, Log: log, Jobserver: j.jobs, TimeLimit: j.options.timeLimit, Nice: j.options.nice,
 	}, c)
 }

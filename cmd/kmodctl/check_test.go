@@ -86,3 +86,46 @@ func TestCheck(t *testing.T) {
 		t.Errorf("not told why clang does not do: %s", r.stderr)
 	}
 }
+
+// TestCheckConf looks at sources whose dkms.conf has a MAKE and a PRE_BUILD of its own: kbuild is told what to look for whatever
+// the command is.
+func TestCheckConf(t *testing.T) {
+	rel := releases(t)[0]
+	root := newRoot(t, rel)
+	for _, command := range []string{`make -C $kernel_source_dir M=$dkms_tree/peek/1.0/build`, `cd src && 'make' -C $kernel_source_dir M=$dkms_tree/peek/1.0/build`} {
+		dir := dkmsSource(t, root, "peek", "1.0", `MAKE="`+command+`"`, `PRE_BUILD="prepare.sh"`)
+		write(t, dir, "peek.c", "#include <linux/module.h>\n#include \"made.h\"\nint naked;\nMODULE_LICENSE(\"GPL\");\nMODULE_DESCRIPTION(\"peek\");\n")
+		if err := os.MkdirAll(filepath.Join(dir, "src"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(dir, "src"), "README", "")
+		if err := os.WriteFile(filepath.Join(dir, "prepare.sh"), []byte("#!/bin/sh\n>made.h\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		r := kmodctl(t, "--root", root, "build", "--check", "sparse", "-W", "1", dir, "-k", rel)
+		if want := filepath.Join(dir, "peek.c") + ":3:5: warning: symbol 'naked' was not declared. Should it be static?\n"; r.out != want || r.code != exitFailed {
+			t.Errorf("%s: exit %d, want %s, got\n%s%s", command, r.code, want, r.out, r.stderr)
+		}
+	}
+}
+
+// TestRunConf loads the modules of a dkms.conf with a MAKE of its own into a virtual machine, those first that others need.
+func TestRunConf(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "dkms.conf", `PACKAGE_NAME=pair
+PACKAGE_VERSION=1.0
+MAKE="make -C $kernel_source_dir M=$dkms_tree/pair/1.0/build WORD=hail"
+BUILT_MODULE_NAME[0]=user
+BUILT_MODULE_NAME[1]=base
+DEST_MODULE_LOCATION[0]=/extra
+DEST_MODULE_LOCATION[1]=/extra
+`)
+	write(t, dir, "Makefile", "obj-m := base.o user.o\nccflags-y := -DWORD='\"$(WORD)\"'\n")
+	write(t, dir, "base.c", "#include <linux/module.h>\nconst char *word(void) { return WORD; }\nEXPORT_SYMBOL_GPL(word);\nMODULE_LICENSE(\"GPL\");\nMODULE_DESCRIPTION(\"base\");\n")
+	write(t, dir, "user.c", "#include <linux/module.h>\nconst char *word(void);\nstatic int __init begin(void) { pr_info(\"user says %s\\n\", word()); return 0; }\n"+
+		"static void __exit end(void) {}\nmodule_init(begin);\nmodule_exit(end);\nMODULE_LICENSE(\"GPL\");\nMODULE_DESCRIPTION(\"user\");\n")
+	for _, release := range releases(t) {
+		says(t, must(t, "run", dir, "-k", release, "--dry-run").out, "build pair 1.0 for "+release, "load and unload user, base")
+		says(t, must(t, "run", dir, "-k", release).out, "user says hail")
+	}
+}

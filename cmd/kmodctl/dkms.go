@@ -156,6 +156,10 @@ func (e *env) dkms(ctx context.Context, words []string) error {
 		return err
 	}
 	d.kernels = d.dkmsCall.targets(running, machine)
+	if os.Getenv("DPKG_MAINTSCRIPT_NAME") == "" { // who installs a package has seen it
+		e.tellUnheeded(ctx)
+	}
+	d.job.directives, d.directed = call.directives, call.module
 	return d.run(ctx)
 }
 
@@ -170,8 +174,6 @@ func (e *env) elsewhere(c dkmsCall) error {
 		}
 	}
 	switch {
-	case len(c.directives) > 0:
-		return dkmsFail(2, "--directive %s: put it into /etc/dkms/%s.conf, which goes over the dkms.conf", c.directives[0], cmp.Or(c.module, "MODULE"))
 	case c.config != "":
 		e.say("note: --config is passed over: the configuration is that of the kernel's headers")
 	case c.symlinks:

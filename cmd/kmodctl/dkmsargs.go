@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"kmodctl/internal/dkms"
 )
 
 // dkmsCall is a command line of DKMS 3.4, dkms(8), as it was written.
@@ -205,6 +207,11 @@ func (c *dkmsCall) check() error {
 		return dkmsFail(4, "%s takes one kernel, not %d", c.action, len(c.kernels))
 	case c.action != "status" && (slices.Contains(c.kernels, "") || slices.Contains(c.arches, "")):
 		return dkmsFail(16, "the name of a kernel or an architecture is empty (an unset variable?)")
+	}
+	for _, d := range c.directives {
+		if err := dkms.CheckDirective(d); err != nil {
+			return dkmsError{2, err}
+		}
 	}
 	named := c.module != "" && c.version != ""
 	switch c.action {

@@ -25,6 +25,7 @@ func (d *dkmsRun) add(ctx context.Context) (registry.Source, error) {
 			return none, err
 		}
 		d.module, d.version = conf.Name, conf.Version
+		d.directed = conf.Name
 	}
 	if src, err := d.reg.Source(d.module, d.version); err == nil {
 		if os.Getenv("DPKG_MAINTSCRIPT_NAME") == "postinst" { // its prerm has asked to remove it: see unbuild
@@ -64,9 +65,9 @@ func (d *dkmsRun) add(ctx context.Context) (registry.Source, error) {
 	if err != nil {
 		return none, err
 	}
-	if d.dkmsCall.verbose {
+	if os.Getenv("DPKG_MAINTSCRIPT_NAME") == "" || d.dkmsCall.verbose { // who installs a package cannot mend it
 		for _, w := range conf.Warnings {
-			d.say("note: %s", w)
+			d.say("note: %s of %s %s: %s", dkms.ConfFile, d.module, d.version, w)
 		}
 	}
 	if d.dryRun {
@@ -126,7 +127,7 @@ func (d *dkmsRun) readConf(ctx context.Context, dir string, src registry.Source)
 	if len(d.kernels) > 0 {
 		k = d.kernelNamed(d.kernels[0].release)
 	}
-	conf, err := dkms.Evaluate(ctx, dkms.Source{Dir: dir, Text: text, Name: src.Name, Version: src.Version}, k)
+	conf, err := dkms.Evaluate(ctx, dkms.Source{Dir: dir, Text: text, Name: src.Name, Version: src.Version, Directives: d.dkmsCall.directives}, k)
 	if err != nil {
 		return conf, dkmsError{8, err}
 	}

@@ -56,6 +56,7 @@ func (d *dkmsRun) takeOut(ctx context.Context, src registry.Source) (free []stri
 			}
 			d.changed("uninstalled %s %s for %s%s", src.Name, src.Version, release, originals(res, src.Name, "modprobe finds again"))
 			d.runScripts(ctx, after)
+			d.postTransaction(ctx, release)
 		}
 		free = append(free, release)
 	}

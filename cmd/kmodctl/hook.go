@@ -315,7 +315,7 @@ func (e *env) kernelsGone(ctx context.Context, releases []string) error {
 	var errs []error
 	for _, release := range releases {
 		if packages := installedFor(installs, release); len(packages) > 0 {
-			errs = append(errs, e.uninstall(ctx, packages, []string{release}))
+			errs = append(errs, e.uninstall(ctx, packages, []string{release}, true))
 		}
 	}
 	return errors.Join(errs...)

@@ -119,12 +119,13 @@ func cmdUninstall(e *env) *cli.Command {
 		Flags:        []cli.Flag{kernelFlag("only for kernel `RELEASE` (repeatable)")},
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
-			return e.uninstall(c.Context, c.Args().Slice(), c.StringSlice("kernel"))
+			return e.uninstall(c.Context, c.Args().Slice(), c.StringSlice("kernel"), false)
 		},
 	}
 }
 
-func (e *env) uninstall(ctx context.Context, args, releases []string) error {
+// uninstall takes packages out of kernels. Where those go too, nothing is to be done for them afterwards.
+func (e *env) uninstall(ctx context.Context, args, releases []string, kernelsGo bool) error {
 	if len(args) == 0 {
 		return usagef("uninstall takes at least one package: kmodctl uninstall NAME")
 	}
@@ -166,6 +167,9 @@ func (e *env) uninstall(ctx context.Context, args, releases []string) error {
 		if e.dryRun {
 			e.would("uninstall %s for %s", strings.Join(byRelease[release], ", "), release)
 			j.runScripts(ctx, j.scriptsOf(installs, registry.OpPostRemove, release, byRelease[release]...)...)
+			if !kernelsGo {
+				j.postTransaction(ctx, release)
+			}
 			continue
 		}
 		j.tried++
@@ -180,6 +184,9 @@ func (e *env) uninstall(ctx context.Context, args, releases []string) error {
 			e.changed("uninstalled %s for %s%s", pkg, release, originals(res, pkg, "modprobe finds again"))
 		}
 		j.runScripts(ctx, after...)
+		if !kernelsGo {
+			j.postTransaction(ctx, release)
+		}
 	}
 	if e.json {
 		if err := e.document("uninstall", map[string]any{"dry_run": e.dryRun, "changes": orEmpty(changes)}); err != nil {

@@ -25,6 +25,9 @@ type job struct {
 	despite bool                         // PRE_INSTALL that fails keeps nothing from being installed
 	anew    string                       // the package that is built even where nothing has changed
 
+	directives []string // of the command line of dkms, which go over every dkms.conf
+	directed   string   // the package that they are for; "" for all
+
 	jobs    *build.Jobserver // of the builds that go on; nil is one compiler at a time
 	options buildOptions     // of the command build; none for the others
 	events  bool             // a line of JSON tells of each step of a build

@@ -279,25 +279,19 @@ type product struct {
 func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, work string, log io.Writer, at func(step, what string)) (p product, err error) {
 	at("copy", "")
 	source := filepath.Join(work, "source")
-	if err := os.Mkdir(source, 0o755); err != nil {
-		return p, err
-	}
 	if j.options.keep {
 		defer j.keepFolder(source, s)
 	}
-	if err := j.reg.Extract(src, source); err != nil {
+	if err := extract(j.reg, src, j.root, s.Manifest, source); err != nil {
 		return p, err
 	}
 	symvers, err := j.writeSymvers(source, s)
 	if err != nil {
 		return p, fmt.Errorf("build %s for %s: %w", s.Package, s.Release, err)
 	}
-	var pristine string
-	if s.Manifest.DKMS != nil {
-		pristine = filepath.Join(work, "pristine")
-		if err := errors.Join(os.Mkdir(pristine, 0o755), j.reg.Extract(src, pristine)); err != nil {
-			return p, err
-		}
+	pristine, err := pristine(j.reg, src, s.Manifest, work)
+	if err != nil {
+		return p, err
 	}
 	built, isolation, err := build.Run(ctx, build.Job{
 		Manifest: s.Manifest, Kernel: s.Kernel, Source: source, Pristine: pristine, Symvers: symvers,
@@ -320,6 +314,15 @@ func (j *job) produce(ctx context.Context, src registry.Source, s build.Step, wo
 		p.files[m.Name] = file
 	}
 	return p, nil
+}
+
+// pristine is a second copy of a source below work, which a dkms.conf finds in /usr/src; "" for a kmod.toml.
+func pristine(reg *registry.Registry, src registry.Source, m *build.Manifest, work string) (string, error) {
+	if m.DKMS == nil {
+		return "", nil
+	}
+	dir := filepath.Join(work, "pristine")
+	return dir, errors.Join(os.Mkdir(dir, 0o755), reg.Extract(src, dir))
 }
 
 func registryInputs(in []build.Input) (out []registry.Input) {

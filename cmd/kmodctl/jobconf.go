@@ -73,6 +73,8 @@ func (c *confs) manifest(j *job, src registry.Source, k kernel.Release) (*build.
 		m.Manifest = confToManifest(src, conf, k, c.place)
 		if err := m.Valid(); err != nil {
 			m.err = fmt.Errorf("read %s@%s/%s: %w", src.Name, src.Version, dkms.ConfFile, err)
+		} else {
+			m.DKMS.Own, m.err = ownFiles(j.root, m.Manifest)
 		}
 	}
 	c.known[key] = m
@@ -90,6 +92,20 @@ func (j *job) confOf(src registry.Source, k kernel.Release) (dkms.Conf, error) {
 		return dkms.Conf{}, err
 	}
 	return j.confs.read(j, src, k)
+}
+
+// tellConf says what is odd about the dkms.conf of a source: deprecated and misspelt directives. That it cannot be read is the build's to say.
+func (j *job) tellConf(src registry.Source) {
+	if !hasConf(src) || j.quiet {
+		return
+	}
+	conf, err := j.confOf(src, j.anyKernel())
+	if err != nil {
+		return
+	}
+	for _, w := range conf.Warnings {
+		j.say("note: %s of %s %s: %s", dkms.ConfFile, src.Name, src.Version, w)
+	}
 }
 
 // look reads, once, what is the same for all packages.
@@ -160,6 +176,9 @@ func (c *confs) read(j *job, src registry.Source, k kernel.Release) (conf dkms.C
 	}
 	given := sha256.New()
 	fmt.Fprintf(given, "%s %s %s %s %s\n%s", confReader, src.Digest, k.Name, k.Arch, config, c.frame)
+	if directives := j.directivesFor(src.Name); len(directives) > 0 {
+		fmt.Fprintf(given, "directives %q\n", directives)
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.admin)) {
 		if strings.HasPrefix(name, src.Name) { // one for another kernel counts too: when it changes, this is asked once in vain
 			fmt.Fprintf(given, "%s %q\n", name, c.admin[name])
@@ -181,7 +200,7 @@ func (c *confs) read(j *job, src registry.Source, k kernel.Release) (conf dkms.C
 
 // evaluate runs a dkms.conf over the registry's copy of its source, which the child may enter.
 func (j *job) evaluate(src registry.Source, k kernel.Release) (conf dkms.Conf, err error) {
-	in := dkms.Source{Dir: src.Origin, Text: []byte(src.Manifest), Name: src.Name, Version: src.Version}
+	in := dkms.Source{Dir: src.Origin, Text: []byte(src.Manifest), Name: src.Name, Version: src.Version, Directives: j.directivesFor(src.Name)}
 	if there, _ := j.reg.Source(src.Name, src.Version); j.dryRun && there.Digest != src.Digest { // it is not added
 		return dkms.Evaluate(context.Background(), in, k)
 	}
@@ -195,6 +214,14 @@ func (j *job) evaluate(src registry.Source, k kernel.Release) (conf dkms.Conf, e
 	}
 	in.Dir = dir
 	return dkms.Evaluate(context.Background(), in, k)
+}
+
+// directivesFor are the directives of the command line for a package.
+func (j *job) directivesFor(name string) []string {
+	if j.directed != "" && j.directed != name {
+		return nil
+	}
+	return j.directives
 }
 
 // placesIn is dkms.DestLocation as a folder below a release's, asked once for each of the few locations that there are.
@@ -305,6 +332,26 @@ func (e *env) checkFolder(ctx context.Context, dir string) error {
 	}
 	_, err := build.CheckSource(dir)
 	return err
+}
+
+// folderManifest reads the manifest of a folder for the kernels that it is then asked for.
+func (e *env) folderManifest(ctx context.Context, dir string) (name string, manifest func(kernel.Release) (*build.Manifest, error), err error) {
+	if !isConfFolder(dir) {
+		m, err := build.CheckSource(dir)
+		if err != nil {
+			return "", nil, err
+		}
+		return m.Name, func(kernel.Release) (*build.Manifest, error) { return m, nil }, nil
+	}
+	text, name, version, err := e.identifyConf(ctx, dir)
+	src := registry.Source{Name: name, Version: version}
+	return name, func(k kernel.Release) (*build.Manifest, error) {
+		conf, err := dkms.Evaluate(ctx, dkms.Source{Dir: dir, Text: []byte(text), Name: name, Version: version}, k)
+		if err != nil {
+			return nil, err
+		}
+		return confToManifest(src, conf, k, placesIn(e.root)), nil
+	}, err
 }
 
 // isConfFolder reports whether a folder has a dkms.conf and no kmod.toml.

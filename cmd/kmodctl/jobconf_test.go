@@ -131,3 +131,24 @@ func TestConfForAnotherKernel(t *testing.T) {
 	}
 	says(t, r.stderr, "hello.ko was built for "+rels[0])
 }
+
+// TestConfWarnings is a dkms.conf with directives that do not mean what its author thinks: it is said when the source is
+// added, once, and not to a package manager.
+func TestConfWarnings(t *testing.T) {
+	rel := releases(t)[0]
+	root := newRoot(t, rel)
+	const clean, near = "note: dkms.conf of one 1.0: CLEAN has no effect any more", "AUTOINSTAL in line "
+	dir := dkmsSource(t, root, "one", "1.0", `CLEAN="make clean"`, `AUTOINSTAL=yes`)
+	says(t, must(t, "--root", root, "build", dir, "-k", rel).stderr, clean, near)
+	for _, args := range [][]string{{"add", dir}, {"build", dir}, {"build", "one"}, {"hook", "add", rel}, {"install", "one"}} {
+		if r := must(t, append([]string{"--root", root}, args...)...); strings.Contains(r.stderr, "note:") {
+			t.Errorf("%v says again:\n%s", args, r.stderr)
+		}
+	}
+	must(t, "--root", root, "remove", "one")
+	if r := must(t, "--root", root, "package-hook", "postinst", "one", "1.0", "configure"); strings.Contains(r.stderr, "CLEAN") {
+		t.Errorf("a hook says\n%s", r.stderr)
+	}
+	must(t, "--root", root, "remove", "one")
+	says(t, dkmsRuns(t, root, 0, "add", "one/1.0").stderr, clean, near)
+}

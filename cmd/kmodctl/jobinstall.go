@@ -92,6 +92,9 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 			j.installed(art, "", "")
 			j.afterInstall(ctx, art)
 		}
+		if len(due) > 0 {
+			j.postTransaction(ctx, k.Name)
+		}
 		return nil
 	}
 	for len(due) > 0 {
@@ -113,6 +116,7 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 				if err := j.remakeInitramfs(ctx, k, due); err != nil {
 					j.fail(err)
 				}
+				j.postTransaction(ctx, k.Name)
 			}
 			return nil
 		}

@@ -22,6 +22,8 @@ import (
 // scriptLimit ends a script of a package.
 const scriptLimit = 10 * time.Minute
 
+const scriptsOff = "scripts of packages are switched off (dkms.scripts in " + configFile + ")"
+
 // script is one of the scripts of a dkms.conf that change the machine, POST_ADD, PRE_INSTALL, POST_INSTALL and
 // POST_REMOVE, and what it is run for. The zero script is none.
 type script struct {
@@ -135,23 +137,28 @@ func (j *job) runScript(ctx context.Context, s script) error {
 		return nil
 	}
 	j.changed("running as root %s", s)
+	return j.perform(ctx, s, func(log *os.File) error {
+		return j.asRoot(ctx, j.root.Inside(dir), j.root.Inside(file), argv[1:], log)
+	})
+}
+
+// asRoot runs a program of the root in one of its folders, with what it says in a log, and ends it with its children when it takes too long.
+func (j *job) asRoot(ctx context.Context, dir, file string, args []string, log *os.File, env ...string) error {
 	bounded, cancel := context.WithTimeoutCause(ctx, scriptLimit, fmt.Errorf("not done after %v", scriptLimit))
 	defer cancel()
-	cmd := exec.CommandContext(bounded, file, argv[1:]...)
+	cmd := exec.CommandContext(bounded, file, args...)
 	cmd.Dir = dir
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C"}
+	cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C"}, env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	if !j.root.IsHost() {
-		cmd.Path, cmd.Dir, cmd.SysProcAttr.Chroot = j.root.Inside(file), j.root.Inside(dir), string(j.root)
+		cmd.SysProcAttr.Chroot = string(j.root)
 	}
-	return j.perform(ctx, s, func(log *os.File) error {
-		cmd.Stdout, cmd.Stderr = log, log // not through us: what it leaves running keeps us waiting for nothing
-		if err := cmd.Run(); err != nil {
-			return cmp.Or(context.Cause(bounded), err)
-		}
-		return nil
-	})
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.Stdout, cmd.Stderr = log, log // not through us: what it leaves running keeps us waiting for nothing
+	if err := cmd.Run(); err != nil {
+		return cmp.Or(context.Cause(bounded), err)
+	}
+	return nil
 }
 
 // perform has run write what a script says to a log; that and how it ended become a part of the history.
@@ -193,7 +200,8 @@ func (j *job) perform(ctx context.Context, s script, run func(log *os.File) erro
 	return errors.Join(err, logErr, readErr)
 }
 
-// fitScript finds a script of a source, in the folder that the source was added from; why says why it must not be run.
+// fitScript finds a script of a source, in the folder that the source was added from, or else the administrator's own of
+// that name; why says why it must not be run.
 func (j *job) fitScript(src registry.Source, script string) (dir, file, why string) {
 	conf, err := j.readConfig()
 	inside := j.root.Inside(src.Origin)
@@ -201,7 +209,7 @@ func (j *job) fitScript(src registry.Source, script string) (dir, file, why stri
 	case err != nil:
 		return "", "", err.Error()
 	case !conf.DKMS.Scripts:
-		return "", "", "scripts of packages are switched off (dkms.scripts in " + configFile + ")"
+		return "", "", scriptsOff
 	case os.Getuid() != 0:
 		return "", "", "that needs root"
 	case !j.root.IsHost() && inside == src.Origin:
@@ -209,18 +217,29 @@ func (j *job) fitScript(src registry.Source, script string) (dir, file, why stri
 	case !filepath.IsLocal(script):
 		return "", "", "it is not in its source"
 	}
-	if dir, err = j.root.Path(inside); err == nil {
-		file, err = j.root.Path(path.Join(inside, script))
+	if dir, err = j.root.Path(inside); err != nil {
+		return "", "", "its source is not there"
 	}
-	if err != nil {
-		return "", "", "it is not there"
+	folder := dir
+	if own, err := j.root.Path(ownFolder(src.Name)); err == nil {
+		if file, err = j.root.Path(path.Join(ownFolder(src.Name), script)); err == nil {
+			folder = own
+		}
+	}
+	if file == "" {
+		if file, err = j.root.Path(path.Join(inside, script)); err != nil {
+			return "", "", "it is not there"
+		}
 	}
 	info, err := os.Lstat(file)
 	switch {
-	case !strings.HasPrefix(file, dir+"/"):
-		return "", "", "it leads out of its source"
+	case !strings.HasPrefix(file, folder+"/"):
+		return "", "", "it leads out of " + j.root.Inside(folder)
 	case err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0:
 		return "", "", "it is not executable"
+	}
+	if why := othersMayWrite(folder); why != "" || folder == dir {
+		return dir, file, why
 	}
 	return dir, file, othersMayWrite(dir)
 }
@@ -264,7 +283,7 @@ func (j *job) beforeInstall(ctx context.Context, k kernel.Release, choices []cho
 		src := sourceOf(choices, art.Package, art.Version)
 		err := j.runScript(ctx, j.scriptOf(src, registry.OpPreInstall, k.Name))
 		switch {
-		case err != nil && j.despite:
+		case err != nil && j.goesOn(src):
 			j.changed("note: %v", err)
 		case err != nil:
 			j.begun()
@@ -281,6 +300,12 @@ func (j *job) beforeInstall(ctx context.Context, k kernel.Release, choices []cho
 		fit = append(fit, art)
 	}
 	return fit
+}
+
+// goesOn reports whether a package is installed even where its PRE_INSTALL fails.
+func (j *job) goesOn(src registry.Source) bool {
+	_, despite := j.forced(src.Name)
+	return despite || j.despite
 }
 
 // afterInstall runs POST_INSTALL of what was installed, where beforeInstall has noted it.

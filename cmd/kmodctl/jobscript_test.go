@@ -233,7 +233,7 @@ func TestConfScriptsRefused(t *testing.T) {
 	again("it is not executable")
 	change(os.Remove(note))
 	change(os.Symlink("/bin/sh", note))
-	again("it leads out of its source")
+	again("it leads out of /usr/src/one-1.0")
 	change(os.Remove(note))
 	again("it is not there")
 	m.ran()
@@ -267,5 +267,127 @@ func TestConfScriptsFail(t *testing.T) {
 	m.installed(true)
 	m.km(0, "package-hook prerm one 1.0 remove")
 	says(t, m.km(0, "package-hook postinst one 1.0 configure").stderr, "run POST_ADD of one/1.0, note.sh post_add: exit status 1")
+	m.installed(true)
+}
+
+// TestOwnFiles is an administrator's own patch and scripts in /etc/dkms/NAME, of DKMS 3.4: they go over those of the package, and a
+// change of one builds anew.
+func TestOwnFiles(t *testing.T) {
+	m := newScripted(t)
+	rel := m.rels[0]
+	dkmsSource(t, m.root, "one", "1.0", scriptLines, `PATCH[0]="word.patch"`, `PRE_BUILD="prepare.sh"`)
+	own := filepath.Join(m.root, "etc/dkms/one")
+	for _, dir := range []string{own + "/patches", m.dir + "/patches"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	patch := func(word string) {
+		t.Helper()
+		write(t, own+"/patches", "word.patch", "--- a/one.c\n+++ b/one.c\n@@ -1,1 +1,2 @@\n #include <linux/module.h>\n+MODULE_INFO(word, \""+word+"\");\n")
+	}
+	write(t, m.dir+"/patches", "word.patch", "one that fits nothing\n")
+	patch("first")
+	if err := os.WriteFile(own+"/prepare.sh", []byte("#!/bin/sh\necho own prepare\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m.script(own, `echo own "$1" >>/ran`)
+
+	m.km(0, "build "+m.dir+" -k "+rel)
+	m.ran("own post_add", "own pre_install", "own post_install")
+	says(t, m.km(0, "log one").out, "own prepare")
+	ko := filepath.Join(m.root, "lib/modules", rel, "updates/dkms/one.ko")
+	word := func(want string) {
+		t.Helper()
+		if text, err := os.ReadFile(ko); err != nil || !strings.Contains(string(text), "word="+want) {
+			t.Errorf("one.ko has no word=%s (%v)", want, err)
+		}
+	}
+	word("first")
+	m.km(0, "build one -k "+rel)
+	m.ran()
+	patch("second")
+	m.km(0, "build one -k "+rel)
+	word("second")
+	m.ran("own pre_install", "own post_install")
+
+	if err := os.Chown(own+"/note.sh", 12345, 0); err != nil {
+		t.Fatal(err)
+	}
+	says(t, m.km(0, "uninstall one").stderr, "not run: POST_REMOVE", "others than root may write to ")
+	m.ran()
+}
+
+// TestDKMSFramework is what an administrator of DKMS has beside the packages: post_transaction of framework.conf, directives on
+// the command line, packages that are installed in any case; and what has no effect here is said.
+func TestDKMSFramework(t *testing.T) {
+	m := newScripted(t)
+	rel := m.rels[0]
+	etc := filepath.Join(m.root, "etc/dkms")
+	force := filepath.Join(m.root, "usr/share/dkms/modules_to_force_install")
+	for _, dir := range []string{etc, force} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, etc, "framework.conf", "post_transaction='echo transaction $kernelver >>/ran; echo done'\nsymlink_modules=y\nsource_tree=/usr/src\n")
+	r := m.dkms(0, "install one/1.0 -k "+rel)
+	says(t, r.stderr, "note: symlink_modules of framework.conf is passed over", "running as root post_transaction")
+	if strings.Contains(r.stderr, "source_tree") {
+		t.Errorf("a usual value is told:\n%s", r.stderr)
+	}
+	m.ran("post_add", "pre_install R", "post_install R", "transaction R")
+	m.dkms(0, "install one/1.0 -k "+rel)
+	m.ran()
+	says(t, m.km(0, "uninstall one --dry-run").out, "run as root post_transaction of framework.conf for "+rel)
+	m.km(0, "uninstall one")
+	m.ran("post_remove R", "transaction R")
+	if text, err := os.ReadFile(filepath.Join(m.root, "var/lib/dkms/post_transaction.log")); string(text) != "done\ndone\n" {
+		t.Errorf("its log is %q, %v", text, err)
+	}
+	m.km(0, "hook add "+rel)
+	m.ran("pre_install R", "post_install R", "transaction R")
+	m.km(0, "hook remove "+rel) // the kernel goes: an initramfs of it would stay for ever
+	m.ran("post_remove R")
+	write(t, etc, "framework.conf", "")
+
+	// A directive holds for the one command.
+	make := "MAKE=make -C $kernel_source_dir M=${dkms_tree}/one/1.0/build KCFLAGS=-DSAID"
+	dkmsRuns(t, m.root, 0, "build", "one/1.0", "-k", rel, "--directive", make)
+	says(t, m.km(0, "log one").out, "KCFLAGS=-DSAID")
+	m.dkms(0, "build one/1.0 -k "+rel)
+	if text := m.km(0, "log one").out; strings.Contains(text, "SAID") {
+		t.Errorf("it holds on:\n%s", text)
+	}
+	says(t, m.dkms(2, "build one/1.0 -k "+rel+" --directive BUILT_MODULE_NAMES=x").stderr, "BUILT_MODULE_NAMES is no directive of a dkms.conf (nearest: BUILT_MODULE_NAME)")
+
+	// The kernel has a newer one.
+	m.script(m.dir, `[ $1 != pre_install ]`)
+	m.dkms(101, "install one/1.0 -k "+rel)
+	write(t, force, "vendor", "other one\n")
+	m.dkms(0, "install one/1.0 -k "+rel)
+	m.installed(true)
+	m.km(0, "uninstall one")
+	m.script(m.dir, "")
+	write(t, force, "vendor", "")
+	older := filepath.Join(m.root, "lib/modules", rel, "updates/dkms/one.ko")
+	m.dkms(0, "install one/1.0 -k "+rel)
+	text, err := os.ReadFile(older)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.km(0, "uninstall one")
+	place := filepath.Join(m.root, "lib/modules", rel, "extra")
+	if err := os.MkdirAll(place, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, place, "one.ko", strings.Replace(string(text), "version=1.0", "version=9.0", 1))
+	if out, err := exec.Command("depmod", "-b", m.root, rel).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	m.dkms(6, "install one/1.0 -k "+rel)
+	m.installed(false)
+	write(t, force, "vendor", "one_version-override\n")
+	says(t, m.dkms(0, "install one/1.0 -k "+rel).stderr, "has version 9.0, ours is 1.0")
 	m.installed(true)
 }

@@ -46,11 +46,11 @@ func cmdRun(e *env) *cli.Command {
 }
 
 func (e *env) runInVM(ctx context.Context, dir string, params []string, release, image string, timeout time.Duration) error {
-	m, err := build.CheckSource(dir)
+	name, manifest, err := e.folderManifest(ctx, dir)
 	if err != nil {
 		return err
 	}
-	k, err := e.bootable(m, release, image)
+	k, m, err := e.bootable(name, manifest, release, image)
 	if err != nil {
 		return err
 	}
@@ -109,44 +109,52 @@ func moduleNames(m *build.Manifest) (out []string) {
 	return out
 }
 
-// bootable is the kernel to run on: the named one, or the newest that the package
+// bootable is the kernel to run on, and what the manifest says for it: the named one, or the newest that the package
 // applies to and that has both a build tree and an image.
-func (e *env) bootable(m *build.Manifest, release, image string) (kernel.Release, error) {
+func (e *env) bootable(name string, manifest func(kernel.Release) (*build.Manifest, error), release, image string) (kernel.Release, *build.Manifest, error) {
 	if release != "" {
 		k, err := kernel.Get(e.root, release)
 		switch {
 		case err != nil:
-			return k, err
+			return k, nil, err
 		case k.Tree == nil:
-			return k, missingHeaders{k}
+			return k, nil, missingHeaders{k}
 		case k.Image == "" && image == "":
-			return k, fmt.Errorf("run on %s: its vmlinuz is not in /boot", release)
+			return k, nil, fmt.Errorf("run on %s: its vmlinuz is not in /boot", release)
+		}
+		m, err := manifest(k)
+		if err != nil {
+			return k, nil, err
 		}
 		if ok, why, err := m.Applies(k); err != nil {
-			return k, fmt.Errorf("run %s on %s: %w", m.Name, release, err)
+			return k, nil, fmt.Errorf("run %s on %s: %w", m.Name, release, err)
 		} else if !ok {
-			return k, fmt.Errorf("run %s on %s: %s", m.Name, release, why)
+			return k, nil, fmt.Errorf("run %s on %s: %s", m.Name, release, why)
 		}
-		return k, nil
+		return k, m, nil
 	}
 	all, err := kernel.Find(e.root)
 	if err != nil {
-		return kernel.Release{}, err
+		return kernel.Release{}, nil, err
 	}
 	var without []string
 	for _, k := range slices.Backward(all) {
+		m, err := manifest(k)
+		if err != nil {
+			return k, nil, err
+		}
 		ok, why, err := m.Applies(k)
 		switch {
 		case err != nil:
 			why = err.Error()
 		case ok && k.Tree != nil && (k.Image != "" || image != ""):
-			return k, nil
+			return k, m, nil
 		case ok:
 			why = "no image of it in /boot"
 		}
 		without = append(without, k.Name+" ("+why+")")
 	}
-	return kernel.Release{}, noBootable{m.Name, without}
+	return kernel.Release{}, nil, noBootable{name, without}
 }
 
 // noBootable is a machine without a kernel that a run could boot.
@@ -234,12 +242,26 @@ func (e *env) guestFiles(reg *registry.Registry, art registry.Artifact, k kernel
 // guestModule begins a module's name among the guest's arguments.
 const guestModule = "+"
 
-// guestArgs are the guest's arguments: each module in the manifest's order, its
+// inOrder puts modules that others of them depend on before those; else the order stays.
+func inOrder(modules []registry.Module) (out []registry.Module) {
+	left := slices.Clone(modules)
+	for len(left) > 0 {
+		waits := func(m registry.Module) bool {
+			return slices.ContainsFunc(left, func(n registry.Module) bool { return n.Name != m.Name && slices.Contains(m.Depends, n.Name) })
+		}
+		at := max(0, slices.IndexFunc(left, func(m registry.Module) bool { return !waits(m) })) // a circle is the kernel's to refuse
+		out = append(out, left[at])
+		left = slices.Delete(left, at, at+1)
+	}
+	return out
+}
+
+// guestArgs are the guest's arguments: each module in the manifest's order, those that it depends on before it, its
 // parameters behind it. A parameter goes to the module that declares it.
 func guestArgs(reg *registry.Registry, art registry.Artifact, params []string) ([]string, error) {
 	args := []string{"guest"}
 	left := slices.Clone(params)
-	for _, m := range art.Modules {
+	for _, m := range inOrder(art.Modules) {
 		args = append(args, guestModule+m.Name)
 		info, err := ko.Open(reg.BlobPath(m.Digest))
 		if err != nil {

@@ -24,7 +24,12 @@ func (j *job) withholdSome(k kernel.Release, due []registry.Artifact, installs [
 	for _, art := range due {
 		err := j.otherPin(art)
 		if err == nil && !j.force && j.cannotInstall(k) == "" {
-			err = j.newerOriginal(art, installs)
+			if err = j.newerOriginal(art, installs); err != nil {
+				if older, _ := j.forced(art.Package); older {
+					j.changed("note: %v; %s has it installed all the same", err, forcedFolder)
+					err = nil
+				}
+			}
 		}
 		var why withheld
 		switch {

@@ -11,7 +11,9 @@ package dkms
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"kmodctl/internal/kernel"
@@ -27,6 +29,8 @@ type Source struct {
 
 	// As the source is registered; they choose the administrator's files. Empty: what the conf itself says.
 	Name, Version string
+
+	Directives []string // "NAME=VALUE", as CheckDirective has it: they go over all files
 }
 
 // Conf is a dkms.conf as DKMS would read it for one kernel: every directive with its
@@ -87,7 +91,7 @@ func Evaluate(ctx context.Context, s Source, k kernel.Release) (Conf, error) {
 
 // evaluate also returns the variables that the Conf was made of.
 func evaluate(ctx context.Context, s Source, k kernel.Release) (Conf, values, error) {
-	frame, err := ReadFramework(ctx, k.Root)
+	frame, err := ReadFramework(ctx, k.Root, k.Name)
 	if err != nil {
 		return Conf{}, nil, err
 	}
@@ -114,6 +118,39 @@ func evaluate(ctx context.Context, s Source, k kernel.Release) (Conf, values, er
 	if err != nil {
 		return Conf{}, nil, err
 	}
+	r.direct(s.Directives, m.Vars)
 	conf, err := newConf(shown, r, k)
 	return conf, r.Values, err
+}
+
+// CheckDirective refuses a directive of a command line that is not "NAME=VALUE", or whose NAME no dkms.conf has.
+func CheckDirective(text string) error {
+	name, _, ok := strings.Cut(text, "=")
+	switch {
+	case !ok:
+		return fmt.Errorf("directive %q is not NAME=VALUE", text)
+	case slices.Contains(directives, name):
+		return nil
+	}
+	if near := misspelt(name); near != "" {
+		return fmt.Errorf("%s is no directive of a dkms.conf (nearest: %s)", name, near)
+	}
+	return fmt.Errorf("%s is no directive of a dkms.conf", name)
+}
+
+// direct sets directives as bash's export does, of an array the element 0. DKMS leaves the variables in them to the shell that
+// runs MAKE.
+func (r *reply) direct(directives []string, vars map[string]string) {
+	var pairs []string
+	for _, name := range slices.Backward(slices.Sorted(maps.Keys(vars))) { // $module_version before $module
+		pairs = append(pairs, "${"+name+"}", vars[name], "$"+name, vars[name])
+	}
+	fill := strings.NewReplacer(pairs...)
+	for _, d := range directives {
+		name, value, _ := strings.Cut(d, "=")
+		if r.Values[name] == nil {
+			r.Values[name] = map[int]string{}
+		}
+		r.Values[name][0] = fill.Replace(value)
+	}
 }

@@ -85,7 +85,7 @@ func TestOverrides(t *testing.T) {
 	if want := "make -C /srv/dkms/2 A B C D E F"; err != nil || conf.Make != want || conf.Modules[0].Name != "other" {
 		t.Errorf("%v: %+v, not %q", err, conf, want)
 	}
-	frame, err := ReadFramework(t.Context(), k.Root)
+	frame, err := ReadFramework(t.Context(), k.Root, "")
 	if diff := cmp.Diff(Framework{"dkms_tree": "/srv/dkms/2"}, frame); diff != "" || err != nil {
 		t.Errorf("%v, %s", err, diff)
 	}

@@ -17,9 +17,9 @@ var frameworkNames = strings.Fields(`source_tree dkms_tree install_tree tmp_loca
 	autoinstall_all_kernels modprobe_on_install parallel_jobs compress_gzip_opts compress_xz_opts compress_zstd_opts
 	build_environment post_transaction continue_on_error sign_file mok_signing_key mok_certificate try_sign_modules`)
 
-// ReadFramework reads the administrator's settings below a root.
-func ReadFramework(ctx context.Context, root kernel.Root) (Framework, error) {
-	m := &message{Names: frameworkNames}
+// ReadFramework reads the administrator's settings below a root; release is what $kernelver in them stands for.
+func ReadFramework(ctx context.Context, root kernel.Root, release string) (Framework, error) {
+	m := &message{Names: frameworkNames, Vars: map[string]string{"kernelver": release}}
 	add := func(name string) error {
 		text, err := root.ReadFile(name)
 		if errors.Is(err, fs.ErrNotExist) {
