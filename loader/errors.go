@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,8 @@ var (
 	ErrBuiltin = errors.New("built into the kernel")
 	// ErrPermanent: /proc/modules marks the module "[permanent]".
 	ErrPermanent = errors.New("it has no exit function, so that only a reboot removes it")
+	// ErrLocked: Loader.Patience is over.
+	ErrLocked = errors.New("another kmodctl is loading or unloading it")
 )
 
 // NotFoundError is returned for a module that neither the caller's Lookup nor
@@ -49,20 +52,28 @@ func (e *CycleError) Error() string {
 }
 
 // InUseError is returned for a module that cannot be removed while it has users.
-// Without holders the users are open files, mounts, network interfaces or
-// devices, of which the kernel keeps only the number.
 type InUseError struct {
-	Module  string
-	Holders []string
-	Refcnt  int
+	Module  string   `json:"module"`
+	Refcnt  int      `json:"refcnt"` // users, holders included
+	Holders []string `json:"holders,omitempty"`
+	Users   []User   `json:"users,omitempty"` // who else was found; the kernel keeps only the number
 }
 
 func (e *InUseError) Error() string {
-	s := fmt.Sprintf("unload %s: in use", e.Module)
-	if len(e.Holders) > 0 {
-		return s + " by " + strings.Join(e.Holders, ", ")
+	by := slices.Clone(e.Holders)
+	for _, u := range e.Users {
+		if u.holds() {
+			by = append(by, u.String())
+		}
 	}
-	return s + fmt.Sprintf(" by something that is not a module (refcnt %d)", e.Refcnt)
+	if len(by) == 0 {
+		return fmt.Sprintf("unload %s: in use by something that is not a module (refcnt %d)", e.Module, e.Refcnt)
+	}
+	const few = 3
+	if n := len(by) - few; n > 0 {
+		by = append(by[:few], fmt.Sprintf("%d more", n))
+	}
+	return fmt.Sprintf("unload %s: in use by %s", e.Module, strings.Join(by, ", "))
 }
 
 // KernelError is the kernel's refusal of one module. Error says what happened;

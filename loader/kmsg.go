@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -130,46 +131,128 @@ func KernelLog(module string) ([]string, error) {
 	return lines, nil
 }
 
+// undecompressed are the lines of kernel/module/decompress.c about a file that it could not read.
+var undecompressed = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`decompress|compressed (module|data)`)
+})
+
 // window is the kernel's log during one system call.
 type window struct {
-	kmsg *kmsg
-	err  error
+	kmsg     *kmsg
+	err      error
+	presence *presence // nil: others may have been at work
+	records  []record
+	mixed    bool // lines of the loader without a name may have been about another module
 }
 
-func openWindow(root kernel.Root) *window {
-	k, err := openKmsg(root)
-	if err == nil {
-		err = k.skip()
+// openWindow begins with the next line that the kernel logs.
+func (r *runner) openWindow() *window {
+	w := &window{}
+	if w.kmsg, w.err = openKmsg(r.Root); w.err == nil {
+		w.err = w.kmsg.skip()
 	}
-	return &window{k, err}
+	if r.locks != nil {
+		w.presence, _ = r.locks.enter()
+	}
+	return w
 }
 
-// lines returns what was printed since openWindow about module, or by the
-// loader without a name. After a failure without a line it waits up to 50 ms
-// for one, since another CPU may still be about to store it.
+func (w *window) read() error {
+	records, err := w.kmsg.read()
+	w.records = append(w.records, records...)
+	return err
+}
+
+// has reports whether any line so far fits, whoever it is about.
+func (w *window) has(line func() *regexp.Regexp) bool {
+	return w.err == nil && w.read() == nil &&
+		slices.ContainsFunc(w.records, func(r record) bool { return line().MatchString(r.text) })
+}
+
+// lines ends the window: it returns what was printed since openWindow about module,
+// and, if no other call of ours was under way, by the loader without a name. After
+// a failure without a line it waits up to 50 ms for one, since another CPU may
+// still be about to store it.
 func (w *window) lines(module string, failed bool) []string {
 	if w.err != nil {
 		return []string{fmt.Sprintf("(the kernel's log is not readable: %v)", w.err)}
 	}
-	var lines []string
-	for try := 0; ; try++ {
-		records, err := w.kmsg.read()
-		for _, r := range records {
-			if named(r.text, module) || nameless().MatchString(r.text) {
-				lines = append(lines, r.text)
-			}
-		}
-		if err != nil {
-			return append(lines, fmt.Sprintf("(%v)", err))
-		}
-		if !failed || len(lines) > 0 || try > 0 {
-			return lines
-		}
+	err := w.read()
+	if failed && err == nil && len(w.about(module, true)) == 0 {
 		unix.Poll([]unix.PollFd{{Fd: int32(w.kmsg.fd), Events: unix.POLLIN}}, 50)
+		err = w.read()
 	}
+	alone := w.leave()
+	lines := w.about(module, alone)
+	w.mixed = !alone && len(lines) < len(w.about(module, true))
+	if err != nil {
+		lines = append(lines, fmt.Sprintf("(%v)", err))
+	}
+	return lines
+}
+
+// about are the lines that name module, and with nameless those without a name.
+func (w *window) about(module string, withNameless bool) (lines []string) {
+	for _, r := range w.records {
+		if named(r.text, module) || withNameless && nameless().MatchString(r.text) {
+			lines = append(lines, r.text)
+		}
+	}
+	return lines
+}
+
+// heard reports whether silence about a module is evidence: all that was printed
+// about it is known.
+func (w *window) heard() bool { return w.err == nil && !w.mixed }
+
+// crashBegin and crashEnd are the first and the last line of an oops, arch/x86/kernel/dumpstack.c and its like.
+var (
+	crashBegin = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^(BUG: |kernel BUG at |general protection fault|Oops|Unable to handle kernel|Internal error: |divide error|invalid opcode|stack segment|int3: )`)
+	})
+	crashTelling = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^(BUG: |kernel BUG at |general protection fault|Oops|Unable to handle kernel|Internal error: |divide error|invalid opcode|RIP: |pc : )`)
+	})
+)
+
+const crashEnd = "---[ end trace "
+
+// crash adds to lines the telling ones of the oops by which the thread of a call
+// ended: its own, by the thread's number, or else by a function of the module.
+func (w *window) crash(module string, stuck *StuckError, lines []string) []string {
+	if !stuck.Died || w.err != nil {
+		return lines
+	}
+	thread := fmt.Sprintf("PID: %d ", stuck.Thread)
+	for i := 0; i < len(w.records); i++ {
+		if !crashBegin().MatchString(w.records[i].text) {
+			continue
+		}
+		var telling []string
+		ours := false
+		for ; i < len(w.records) && !strings.HasPrefix(w.records[i].text, crashEnd); i++ {
+			text := w.records[i].text
+			if crashTelling().MatchString(text) && !slices.Contains(telling, text) {
+				telling = append(telling, text)
+			}
+			ours = ours || strings.Contains(text, thread) || strings.Contains(text, "["+module+"]")
+		}
+		if ours {
+			return append(lines, telling...)
+		}
+	}
+	return lines
+}
+
+// leave ends the call's presence, and says whether it was alone.
+func (w *window) leave() bool {
+	p := w.presence
+	w.presence = nil
+	return p != nil && p.leave()
 }
 
 func (w *window) close() {
+	w.leave()
 	if w.kmsg != nil {
 		w.kmsg.Close()
 	}

@@ -55,7 +55,7 @@ func (b *bench) loadContext(ctx context.Context, name string, params ...string) 
 
 func (b *bench) unload(name string, unused bool) (loader.Result, error) {
 	b.Helper()
-	p, err := loader.PlanUnload(name, unused, b.state())
+	p, err := loader.PlanUnload(loader.UnloadRequest{Name: name, WithUnused: unused, State: b.state()})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -108,7 +108,7 @@ func TestLoadAndUnload(t *testing.T) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if garp.BuildID != info.BuildID || garp.BuildID == "" || garp.Params["debug"] != "3" || garp.State != "live" || garp.Taint != "OE" {
+		if garp.BuildID != info.BuildID || garp.BuildID == "" || garp.Params["debug"] != "3" || garp.State != "live" || garp.Taint != "" {
 			b.Errorf("state of garp: %+v", garp)
 		}
 		if stp, _ := b.state().Find("stp"); stp.Refcnt != 1 || !cmp.Equal(stp.Holders, []string{"garp"}) {
@@ -383,8 +383,12 @@ func TestLogAndNotes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want = []string{"the live stp is another build than the file", `parameter clamped is "7", asked for was "9"`}
+	want = []string{"the live stp is another build than " + path}
 	if diff := cmp.Diff(want, res.Done[0].Notes); diff != "" {
+		t.Error(diff)
+	}
+	differ := []loader.Difference{{Param: "clamped", Asked: "9", Have: "7", Writable: true}}
+	if diff := cmp.Diff(differ, res.Done[0].Differences); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -430,7 +434,7 @@ func TestRemoveAnswers(t *testing.T) {
 			if _, err := b.load("mrp"); err != nil {
 				t.Fatal(err)
 			}
-			p, err := loader.PlanUnload("mrp", false, b.state())
+			p, err := loader.PlanUnload(loader.UnloadRequest{Name: "mrp", State: b.state()})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -63,7 +63,7 @@ func ReadState(root kernel.Root) (*State, error) {
 	// param_sysfs_builtin.
 	dirs, _ := os.ReadDir(under(root, "sys/module"))
 	for _, d := range dirs {
-		if _, live := st.Find(d.Name()); !live && initstate(root, d.Name()) == "" {
+		if _, live := st.Find(d.Name()); d.IsDir() && !live && initstate(root, d.Name()) == "" {
 			st.Builtin = append(st.Builtin, d.Name())
 		}
 	}

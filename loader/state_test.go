@@ -66,7 +66,7 @@ func FuzzProcModules(f *testing.F) {
 		}
 		st := &State{Modules: mods}
 		for _, m := range mods {
-			if p, err := PlanUnload(m.Name, true, st); err == nil && len(p.Steps) > len(mods)+1 {
+			if p, err := PlanUnload(UnloadRequest{Name: m.Name, WithUnused: true, WithHolders: true, State: st}); err == nil && len(p.Steps) > len(mods)+1 {
 				t.Errorf("%d removals of %d modules", len(p.Steps), len(mods))
 			}
 		}

@@ -39,7 +39,7 @@ func TestPlanUnload(t *testing.T) {
 		{"other", true, []string{"remove other (asked)"}},
 		{"absent", true, []string{"none absent (not loaded)"}},
 	} {
-		p, err := loader.PlanUnload(c.name, c.unused, st)
+		p, err := loader.PlanUnload(loader.UnloadRequest{Name: c.name, WithUnused: c.unused, State: st})
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
@@ -53,7 +53,7 @@ func TestPlanUnload(t *testing.T) {
 	}
 
 	for name, want := range map[string]error{"exitless": loader.ErrPermanent, "printk": loader.ErrBuiltin} {
-		if _, err := loader.PlanUnload(name, false, st); !errors.Is(err, want) {
+		if _, err := loader.PlanUnload(loader.UnloadRequest{Name: name, State: st}); !errors.Is(err, want) {
 			t.Errorf("%s: got %v, want %v", name, err, want)
 		}
 	}
@@ -61,7 +61,7 @@ func TestPlanUnload(t *testing.T) {
 		"low":  "unload low: in use by top_mod, mid",
 		"busy": "unload busy: in use by something that is not a module (refcnt 1)",
 	} {
-		_, err := loader.PlanUnload(name, true, st)
+		_, err := loader.PlanUnload(loader.UnloadRequest{Name: name, WithUnused: true, State: st})
 		var inUse *loader.InUseError
 		if !errors.As(err, &inUse) || err.Error() != want {
 			t.Errorf("%s: got %v, want %s", name, err, want)

@@ -97,7 +97,7 @@ func exitCode(err error) int {
 		return exitPartly
 	case errors.As(err, &noSource), errors.As(err, &noKernel), errors.As(err, &noModule):
 		return exitNotFound
-	case errors.As(err, &busy):
+	case errors.As(err, &busy), errors.Is(err, loader.ErrLocked):
 		return exitBusy
 	case errors.As(err, &kbuild), errors.As(err, &program), errors.As(err, &needs):
 		return exitBuild

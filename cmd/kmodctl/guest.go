@@ -78,7 +78,7 @@ func (e *env) guest(ctx context.Context, args []string) error {
 	}
 	for _, name := range slices.Backward(loaded) {
 		err = errors.Join(err, e.guestStep(ctx, func(st *loader.State) (*loader.Plan, error) {
-			return loader.PlanUnload(name, true, st)
+			return loader.PlanUnload(loader.UnloadRequest{Name: name, WithUnused: true, State: st})
 		}))
 	}
 	var refused *loader.KernelError
@@ -101,7 +101,9 @@ func (e *env) guestStep(ctx context.Context, plan func(*loader.State) (*loader.P
 	if err != nil {
 		return err
 	}
-	return e.act(ctx, p)
+	l := loader.New(loader.DefaultTimeout)
+	defer l.Close()
+	return e.act(ctx, l, p)
 }
 
 // kernelLog prints the records of /dev/kmsg as they come.

@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -49,9 +51,23 @@ func (e *env) report(err error) {
 // consoleLines are the last lines of a dead guest's console that an error shows.
 const consoleLines = 12
 
+// stackLines are the innermost frames of a function that does not return, which an error shows.
+const stackLines = 4
+
+// stuckWords say what it means that a module's function does not return.
+func stuckWords(s *loader.StuckError) string {
+	state := map[string]string{loader.Insert: "coming", loader.Remove: "going"}[s.Op]
+	if s.Died {
+		return fmt.Sprintf("a fault in the module: it stays %q until the next boot, and so do the modules that it uses", state)
+	}
+	return fmt.Sprintf("the module waits for something: it stays %q until its function returns", state)
+}
+
 // evidence is what an error knows beyond its one line.
 func evidence(err error) (lines []string) {
 	var refused *loader.KernelError
+	var stuck *loader.StuckError
+	var used *loader.InUseError
 	var failed *build.Error
 	var past failedBuild
 	var dead *vm.Error
@@ -62,6 +78,18 @@ func evidence(err error) (lines []string) {
 		}
 		if refused.Cause != "" {
 			lines = append(lines, "why:  "+refused.Cause)
+		}
+	case errors.As(err, &stuck):
+		for _, l := range stuck.Log {
+			lines = append(lines, "kernel log: "+l)
+		}
+		for _, frame := range stuck.Stack[:min(len(stuck.Stack), stackLines)] {
+			lines = append(lines, "it is in: "+frame)
+		}
+		lines = append(lines, "why:  "+stuckWords(stuck))
+	case errors.As(err, &used):
+		for _, u := range used.Users {
+			lines = append(lines, "used by: "+u.String())
 		}
 	case errors.As(err, &failed):
 		lines = append(lines, failed.Source...)
@@ -96,6 +124,7 @@ func hints(err error) []string {
 		policy   *loader.PolicyError
 		command  commandError
 		inUse    *loader.InUseError
+		stuck    *loader.StuckError
 		damaged  *registry.CorruptError
 		owned    *registry.OwnedError
 		one      *registry.PackageError
@@ -186,9 +215,15 @@ func hints(err error) []string {
 		return append(buildHints(err), fmt.Sprintf("kmodctl log %s -k %s", kbuild.Package, kbuild.Release))
 	case errors.As(err, &inUse):
 		if len(inUse.Holders) > 0 {
-			return []string{"kmodctl unload " + strings.Join(inUse.Holders, " ")}
+			return []string{"kmodctl unload --with-holders " + inUse.Module + " (they go too)"}
 		}
-		return []string{"close what uses it (lsof, fuser, ip link), then unload it again"}
+		return append(usersHints(inUse.Users), "kmodctl unload "+inUse.Module+" --wait 30s")
+	case errors.As(err, &stuck) && stuck.Died:
+		return []string{"kmodctl run DIR tries the module in a virtual machine", "reboot, to be rid of it"}
+	case errors.As(err, &stuck):
+		return []string{"kmodctl log --dmesg " + stuck.Module, fmt.Sprintf("--timeout %v, if the module may take that long", 2*stuck.Waited.Round(time.Second))}
+	case errors.Is(err, loader.ErrLocked):
+		return []string{"run it again, or with a longer --lock-timeout"}
 	case errors.Is(err, loader.ErrNoModules):
 		return []string{"kmodctl run DIR loads it into a kernel of its own, in a virtual machine"}
 	case errors.Is(err, loader.ErrNoCapability):
@@ -227,6 +262,26 @@ func hints(err error) []string {
 		return []string{"run it as root: sudo kmodctl ..."}
 	}
 	return nil
+}
+
+// usersHints is how to make the users of a module let it go.
+func usersHints(users []loader.User) (lines []string) {
+	add := func(line string) {
+		if !slices.Contains(lines, line) {
+			lines = append(lines, line)
+		}
+	}
+	for _, u := range users {
+		switch u.Kind {
+		case loader.UserProcess:
+			add(fmt.Sprintf("end process %d (%s)", u.PID, u.Command))
+		case loader.UserMount:
+			add("umount " + u.Name)
+		case loader.UserInterface:
+			add("ip link set " + u.Name + " down")
+		}
+	}
+	return lines
 }
 
 // buildHints is advice by the class of a failed build.

@@ -41,6 +41,7 @@ func cmdLoad(e *env) *cli.Command {
 			&cli.StringFlag{Name: "kernel", Aliases: []string{"k"}, Usage: "plan for kernel `RELEASE`, with --dry-run"},
 			&cli.StringSliceFlag{Name: "ignore-install", Usage: "load `MODULE` though an install line of modprobe.d refuses it or has a command in its place"},
 			&cli.BoolFlag{Name: "run-commands", Usage: "run the commands of install lines, as modprobe does"},
+			timeoutFlag(),
 		},
 		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
@@ -52,11 +53,17 @@ func cmdLoad(e *env) *cli.Command {
 					return err
 				}
 			}
+			machine, err := e.machine(c)
+			if err != nil {
+				return err
+			}
+			defer machine.Close()
 			l, err := e.loading(c.Context, c.String("kernel"))
 			if err != nil {
 				return err
 			}
 			defer l.own.close()
+			l.machine = machine
 			l.ignoreInstall, l.runCommands = c.StringSlice("ignore-install"), c.Bool("run-commands")
 			if !c.Bool("all") {
 				return l.load(c.Context, c.Args().First(), c.Args().Tail())
@@ -79,6 +86,7 @@ type loading struct {
 	own           *own
 	ignoreInstall []string
 	runCommands   bool
+	machine       *loader.Loader
 }
 
 // loading reads what a load for a kernel needs; "" is the running one, or below a
@@ -155,7 +163,7 @@ func (l *loading) load(ctx context.Context, name string, params []string) error 
 			return err
 		}
 	}
-	err = l.act(ctx, plan)
+	err = l.act(ctx, l.machine, plan)
 	var refused *loader.KernelError
 	if errors.As(err, &refused) && l.own.packageOf(refused.Module) != "" {
 		err = ofPackage{err, l.own.packageOf(refused.Module)}

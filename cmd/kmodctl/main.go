@@ -14,12 +14,14 @@ import (
 	"kmodctl/build"
 	"kmodctl/internal/dkms"
 	"kmodctl/internal/vm"
+	"kmodctl/loader"
 )
 
 func main() {
 	debug.SetGCPercent(400) // a command is short: rather memory than time
 	build.Stage()           // returns unless this process is the isolated child of a build
 	dkms.Stage()            // or the one that evaluates a dkms.conf
+	loader.Stage()          // or the one that makes the loader's system calls
 	vm.Main(func() int {
 		ctx, stop := interruptible()
 		defer stop()

@@ -16,6 +16,7 @@ import (
 	"kmodctl/build"
 	"kmodctl/internal/dkms"
 	"kmodctl/internal/vm"
+	"kmodctl/loader"
 )
 
 // guestEnv makes the test binary, started in a virtual machine, run the checks
@@ -25,6 +26,7 @@ const guestEnv = "KMODCTL_GUEST_CHECKS"
 func TestMain(m *testing.M) {
 	build.Stage()
 	dkms.Stage()
+	loader.Stage()
 	vm.Main(func() int {
 		switch os.Getenv(guestEnv) {
 		case "":

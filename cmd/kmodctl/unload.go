@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
@@ -14,16 +15,17 @@ func cmdUnload(e *env) *cli.Command {
 		Name:      "unload",
 		Usage:     "remove a module from the running kernel",
 		ArgsUsage: "MODULE ...",
-		Description: examples("With -r also the modules that it needed and that nothing uses any more.",
-			"kmodctl unload hello", "kmodctl unload -r stack_user"),
-		Flags:        []cli.Flag{&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "also unload dependencies that became unused"}},
+		Description: examples("A module that is in use stays, and who uses it is told: modules, processes that have a device of it open,\n"+
+			"mounts, sockets. With --with-holders the modules that use it go first, with -r those that it needed and\n"+
+			"that nothing uses any more go last; --dry-run shows them.",
+			"kmodctl unload hello", "kmodctl unload -r stack_user", "kmodctl unload --with-holders stack --dry-run", "kmodctl unload chardev --wait 10s"),
+		Flags: append([]cli.Flag{
+			&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "also unload dependencies that became unused"},
+		}, removeFlags()...),
 		BashComplete: completeLive(e),
 		Action: func(c *cli.Context) error {
 			if c.NArg() == 0 {
 				return usagef("unload takes at least one module: kmodctl unload NAME")
-			}
-			if _, err := e.running(); err != nil {
-				return err
 			}
 			if e.json && c.NArg() > 1 {
 				return usagef("unload prints one document for one module: name one with --json")
@@ -32,19 +34,48 @@ func cmdUnload(e *env) *cli.Command {
 				if isModuleFile(name) {
 					return usagef("unload takes the name of a module, not a file: kmodctl unload %s", ko.NameOfFile(name))
 				}
-				state, err := loader.ReadState(e.root)
-				if err != nil {
-					return fmt.Errorf("unload %s: %w", name, err)
-				}
-				plan, err := loader.PlanUnload(name, c.Bool("recursive"), state)
-				if err != nil {
-					return err
-				}
-				if err := e.act(c.Context, plan); err != nil {
+			}
+			if _, err := e.running(); err != nil {
+				return err
+			}
+			l, err := e.machine(c)
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			if err := waiting(c, l); err != nil {
+				return err
+			}
+			for _, name := range c.Args().Slice() {
+				req := loader.UnloadRequest{Name: name, WithHolders: c.Bool("with-holders"), WithUnused: c.Bool("recursive"), Wait: l.Wait > 0}
+				if err := e.unload(c.Context, l, req); err != nil {
 					return err
 				}
 			}
 			return nil
 		},
 	}
+}
+
+// unload plans the removal of a module and carries it out. Of one that is in use
+// it also finds out by whom.
+func (e *env) unload(ctx context.Context, l *loader.Loader, req loader.UnloadRequest) error {
+	state, err := loader.ReadState(l.Root)
+	if err != nil {
+		return fmt.Errorf("unload %s: %w", req.Name, err)
+	}
+	req.State = state
+	plan, err := loader.PlanUnload(req)
+	if err == nil {
+		return e.act(ctx, l, plan)
+	}
+	if used := inUse(err); used != nil {
+		used.Users = loader.Users(l.Root, used.Module)
+		if e.json {
+			if err := e.document("result", ended{InUse: used}); err != nil {
+				return err
+			}
+		}
+	}
+	return err
 }

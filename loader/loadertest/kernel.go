@@ -30,15 +30,19 @@ type Kernel struct {
 	// op is "finit", "init" or "delete".
 	Before func(op, module string) error
 
-	mu    sync.Mutex
-	calls []string
-	live  []*module // oldest first
-	seq   int       // of the kernel's log
-	t     testing.TB
+	mu      sync.Mutex
+	calls   []string
+	answers map[string]Answer
+	modules []*module // those that sysfs shows, oldest first
+	t       testing.TB
+
+	logMu sync.Mutex
+	seq   int // of the kernel's log
 }
 
 type module struct {
 	*ko.Info
+	state     string // "coming" while its init runs, then "live"
 	params    string
 	refcnt    int // users that are not modules
 	permanent bool
@@ -47,12 +51,13 @@ type module struct {
 // New makes a kernel of that release in a temporary folder, without modules, on
 // which the process has all capabilities.
 func New(t testing.TB, release string) *Kernel {
-	k := &Kernel{Root: kernel.Root(t.TempDir()), t: t}
+	k := &Kernel{Root: kernel.Root(t.TempDir()), t: t, answers: map[string]Answer{}}
 	k.Write("proc/self/status", "CapEff:\t000001ffffffffff\n")
 	k.Write("proc/sys/kernel/osrelease", release+"\n")
 	k.Write("proc/sys/kernel/modules_disabled", "0\n")
 	k.Write("proc/modules", "")
 	k.Write("dev/kmsg", "")
+
 	return k
 }
 
@@ -83,6 +88,8 @@ func (k *Kernel) Print(lines ...string) {
 		return // a test took it away
 	}
 	defer f.Close()
+	k.logMu.Lock()
+	defer k.logMu.Unlock()
 	for _, line := range lines {
 		k.seq++
 		fmt.Fprintf(f, "4,%d,%d,-;%s\n", k.seq, k.seq*1000, line)
@@ -113,17 +120,56 @@ func (k *Kernel) Pin(name string) {
 	k.show()
 }
 
-// Finit is finit_module(2) with flags 0.
+// Answer makes the loads of a module end as a says.
+func (k *Kernel) Answer(name string, a Answer) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.answers[name] = a
+}
+
+// Decompress makes the kernel one that reads files of that compression itself:
+// "gzip", "xz" or "zstd".
+func (k *Kernel) Decompress(format string) { k.Write("sys/module/compression", format+"\n") }
+
+// compressedFile is MODULE_INIT_COMPRESSED_FILE.
+const compressedFile = 4
+
+// Finit is finit_module(2) with flags 0 or MODULE_INIT_COMPRESSED_FILE.
 func (k *Kernel) Finit(f *os.File, params string, flags int) error {
 	image, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<30))
-	if err != nil || flags != 0 {
+	switch {
+	case err != nil || flags&^compressedFile != 0:
+		return unix.EINVAL
+	case len(image) == 0:
+		return unix.EINVAL
+	case flags == 0:
+		return k.insert("finit", image, params)
+	}
+	known, err := os.ReadFile(k.path("sys/module/compression"))
+	if err != nil {
+		return unix.EOPNOTSUPP
+	}
+	elf, format, err := ko.Decompress(image)
+	const crc64 = 4
+	switch want := strings.TrimSpace(string(known)); {
+	case format != want:
+		k.Print("not an " + want + " compressed module")
+		return unix.EINVAL
+	case err != nil, format == "xz" && image[7] >= crc64:
+		k.Print("decompression failed with status 6")
 		return unix.EINVAL
 	}
-	return k.insert("finit", image, params)
+	return k.insert("finit compressed", elf, params)
 }
 
 // Init is init_module(2).
-func (k *Kernel) Init(image []byte, params string) error { return k.insert("init", image, params) }
+func (k *Kernel) Init(f *os.File, params string) error {
+	image, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<30))
+	if err != nil {
+		return unix.EFAULT
+	}
+	return k.insert("init", image, params)
+}
 
 func (k *Kernel) insert(op string, image []byte, params string) error {
 	info, err := ko.Read(image)
@@ -134,20 +180,54 @@ func (k *Kernel) insert(op string, image []byte, params string) error {
 	if err := k.begin(op, info.Name); err != nil {
 		return err
 	}
+	m, answer, err := k.add(info, params)
+	if err != nil {
+		return err
+	}
+	// The init of m: others see it coming, and may come and go meanwhile.
+	if answer.During != nil {
+		answer.During()
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if answer.InInit && answer.Errno != 0 {
+		k.Print(answer.Log...)
+		k.drop(m)
+		return answer.Errno
+	}
+	m.state = "live"
+	k.show()
+	return nil
+}
+
+// add is what the kernel does before a module's init.
+func (k *Kernel) add(info *ko.Info, params string) (*module, Answer, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.find(info.Name) != nil {
-		return unix.EEXIST
+		return nil, Answer{}, unix.EEXIST
 	}
 	for _, dep := range info.Depends {
-		if k.find(dep) == nil {
+		if m := k.find(dep); m == nil || m.state != "live" {
 			k.Print(info.Name + ": Unknown symbol of_" + dep + " (err -2)")
-			return unix.ENOENT
+			return nil, Answer{}, unix.ENOENT
 		}
 	}
-	k.live = append(k.live, &module{Info: info, params: params})
+	answer := k.answers[info.Name]
+	if answer.Errno != 0 && !answer.InInit {
+		k.Print(answer.Log...)
+		return nil, answer, answer.Errno
+	}
+	m := &module{Info: info, params: params, state: "coming"}
+	k.modules = append(k.modules, m)
 	k.show()
-	return nil
+	return m, answer, nil
+}
+
+func (k *Kernel) drop(m *module) {
+	k.modules = slices.DeleteFunc(k.modules, func(x *module) bool { return x == m })
+	k.Remove("sys/module/" + m.Name)
+	k.show()
 }
 
 // Delete is delete_module(2) with O_NONBLOCK.
@@ -164,12 +244,11 @@ func (k *Kernel) Delete(name string, flags int) error {
 		return unix.EINVAL
 	case len(k.holders(m)) > 0 || m.refcnt > 0:
 		return unix.EAGAIN
-	case m.permanent:
+	case m.permanent || m.state != "live":
 		return unix.EBUSY
+	default:
+		k.drop(m)
 	}
-	k.live = slices.DeleteFunc(k.live, func(m *module) bool { return m.Name == name })
-	k.Remove("sys/module/" + name)
-	k.show()
 	return nil
 }
 
@@ -184,7 +263,7 @@ func (k *Kernel) begin(op, name string) error {
 }
 
 func (k *Kernel) find(name string) *module {
-	for _, m := range k.live {
+	for _, m := range k.modules {
 		if m.Name == ko.NormalizeName(name) {
 			return m
 		}
@@ -193,7 +272,7 @@ func (k *Kernel) find(name string) *module {
 }
 
 func (k *Kernel) holders(used *module) (names []string) {
-	for _, m := range k.live {
+	for _, m := range k.modules {
 		if slices.ContainsFunc(m.Depends, func(d string) bool { return ko.NormalizeName(d) == used.Name }) {
 			names = append(names, m.Name)
 		}
@@ -204,7 +283,7 @@ func (k *Kernel) holders(used *module) (names []string) {
 // show writes proc/modules and sys/module as the kernel would.
 func (k *Kernel) show() {
 	var proc strings.Builder
-	for _, m := range slices.Backward(k.live) {
+	for _, m := range slices.Backward(k.modules) {
 		dir := "sys/module/" + m.Name + "/"
 		holders := k.holders(m)
 		list := ""
@@ -220,8 +299,18 @@ func (k *Kernel) show() {
 			list = "-"
 		}
 		refs := m.refcnt + len(holders)
-		fmt.Fprintf(&proc, "%s %d %d %s Live 0x0000000000000000 (OE)\n", m.Name, m.Size, refs, list)
-		k.Write(dir+"initstate", "live\n")
+		state, sign := "Live", ""
+		if m.state != "live" {
+			state, sign = "Loading", "+"
+		}
+		taint := m.taint()
+		fmt.Fprintf(&proc, "%s %d %d %s %s 0x0000000000000000", m.Name, m.Size, refs, list, state)
+		if taint+sign != "" {
+			fmt.Fprintf(&proc, " (%s%s)", taint, sign)
+		}
+		fmt.Fprintln(&proc)
+		k.Write(dir+"initstate", m.state+"\n")
+		k.Write(dir+"taint", taint+"\n")
 		k.Write(dir+"refcnt", fmt.Sprintln(refs))
 		k.Write(dir+"notes/.note.gnu.build-id", buildIDNote(m.BuildID))
 		for _, p := range strings.Fields(m.params) {
@@ -230,6 +319,17 @@ func (k *Kernel) show() {
 		}
 	}
 	k.Write("proc/modules", proc.String())
+}
+
+// taint is what the kernel finds out about a file: out of tree, unsigned.
+func (m *module) taint() (letters string) {
+	if m.Field("intree") == "" {
+		letters += "O"
+	}
+	if m.Signature == nil {
+		letters += "E"
+	}
+	return letters
 }
 
 func buildIDNote(id string) string {

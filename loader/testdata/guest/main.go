@@ -21,6 +21,7 @@ import (
 )
 
 func main() {
+	loader.Stage()
 	vm.Main(func() int {
 		g := &guest{}
 		if len(os.Args) > 1 && os.Args[1] == "unprivileged" {
@@ -84,7 +85,9 @@ func (g *guest) plan(name string, params ...string) *loader.Plan {
 }
 
 func run(p *loader.Plan) (string, loader.Result, error) {
-	res, err := loader.New().Run(context.Background(), p)
+	l := loader.New(loader.DefaultTimeout)
+	defer l.Close()
+	res, err := l.Run(context.Background(), p)
 	var outcomes []string
 	for _, r := range res.Done {
 		outcomes = append(outcomes, r.Module+" "+r.Outcome)
@@ -94,7 +97,7 @@ func run(p *loader.Plan) (string, loader.Result, error) {
 
 // unload removes a module with what it alone used, and expects that.
 func (g *guest) unload(name, want string) {
-	p, err := loader.PlanUnload(name, true, state())
+	p, err := loader.PlanUnload(loader.UnloadRequest{Name: name, WithUnused: true, State: state()})
 	if err != nil {
 		g.wrong("unload %s: %v", name, err)
 		return
@@ -127,7 +130,7 @@ func (g *guest) stack() {
 		g.wrong("state of stack: %+v", stack)
 	}
 	var inUse *loader.InUseError
-	if _, err := loader.PlanUnload("stack", false, state()); !errors.As(err, &inUse) {
+	if _, err := loader.PlanUnload(loader.UnloadRequest{Name: "stack", State: state()}); !errors.As(err, &inUse) {
 		g.wrong("unload stack: %v", err)
 	}
 	// What the plan cannot see, the kernel does.
@@ -149,7 +152,7 @@ func (g *guest) inTree() {
 	if got, _, err := run(g.plan("8021q")); err != nil || got != "8021q already live" {
 		g.wrong("load 8021q again: %s, %v", got, err)
 	}
-	if p, err := loader.PlanUnload("8021q", true, state()); err != nil || len(p.Steps) != 5 {
+	if p, err := loader.PlanUnload(loader.UnloadRequest{Name: "8021q", WithUnused: true, State: state()}); err != nil || len(p.Steps) != 5 {
 		g.wrong("unload 8021q: %+v, %v", p, err)
 	} else if _, _, err := run(p); err != nil || len(state().Modules) != 0 {
 		g.wrong("unload 8021q: %v, left %+v", err, state().Modules)
@@ -232,7 +235,7 @@ func (g *guest) exitless() {
 	if _, _, err := run(g.plan("exitless")); err != nil {
 		g.wrong("load exitless: %v", err)
 	}
-	if _, err := loader.PlanUnload("exitless", false, state()); !errors.Is(err, loader.ErrPermanent) {
+	if _, err := loader.PlanUnload(loader.UnloadRequest{Name: "exitless", State: state()}); !errors.Is(err, loader.ErrPermanent) {
 		g.wrong("unload exitless: %v", err)
 	}
 	g.refused(&loader.Plan{Steps: []loader.Step{{Action: loader.Remove, Module: "exitless"}}}, unix.EBUSY, loader.ErrPermanent.Error())
