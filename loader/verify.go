@@ -1,6 +1,8 @@
 package loader
 
 import (
+	"cmp"
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -41,43 +43,6 @@ func (l *Loader) differences(s Step) (differ []Difference) {
 	return differ
 }
 
-// taintWords say of each letter that a module can set what it means:
-// Documentation/admin-guide/tainted-kernels.rst.
-var taintWords = map[rune]string{
-	'P': "its licence is not the GPL's",
-	'F': "it was forced, or has no vermagic or no CRCs",
-	'C': "it is a staging driver",
-	'O': "it was not built with the kernel",
-	'E': "it has no signature that the kernel trusts",
-	'K': "it is a live patch",
-	'X': "the distribution does not support it",
-	'N': "it is a test",
-	'T': "it was built with a randomized structure layout",
-}
-
-// gplLicences are those that include/linux/license.h takes for compatible.
-var gplLicences = []string{"GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL"}
-
-// Taints are the letters that a file says the kernel will be tainted with, in the order of
-// the kernel (kernel/panic.c, taint_flags). For one that is signed "E" is not among them: the kernel
-// sets it if it does not know the key.
-func Taints(info *ko.Info) string {
-	letters := ""
-	add := func(letter string, is bool) {
-		if is {
-			letters += letter
-		}
-	}
-	add("P", !slices.Contains(gplLicences, info.License))
-	add("F", info.Vermagic == "")
-	add("C", info.Field("staging") != "")
-	add("O", info.Field("intree") == "")
-	add("E", info.Signature == nil)
-	add("K", info.Field("livepatch") != "")
-	add("N", info.Field("test") != "")
-	return letters
-}
-
 // taintNotes tell where the taint of a module that was just loaded is not what its
 // file says. A module without a taint is what it should be; its file is not read.
 func (l *Loader) taintNotes(s Step, m *module) (notes []string) {
@@ -89,19 +54,37 @@ func (l *Loader) taintNotes(s Step, m *module) (notes []string) {
 	if err != nil {
 		return []string{"its file could not be read again: " + err.Error()}
 	}
-	predicted := Taints(info)
 	for _, letter := range real {
-		switch words := taintWords[letter]; {
-		case strings.ContainsRune(predicted, letter):
+		switch {
+		case explains(info, letter):
 		case letter == 'E':
-			notes = append(notes, s.Module+" taints the kernel (E): it is signed, but by a key that the kernel does not have")
-		case words != "":
-			notes = append(notes, s.Module+" taints the kernel ("+string(letter)+"), though its file does not say so: "+words)
+			notes = append(notes, s.Module+" taints the kernel, E: it is signed, but not by a key that the kernel has")
 		default:
-			notes = append(notes, s.Module+" taints the kernel ("+string(letter)+"), though its file does not say so")
+			notes = append(notes, fmt.Sprintf("%s taints the kernel, though its file does not say so: %s", s.Module, cmp.Or(explainTaints(string(letter))[0], string(letter))))
 		}
 	}
 	return notes
+}
+
+// explains reports whether a file says why the kernel gave the module that letter.
+func explains(info *ko.Info, letter rune) bool {
+	switch letter {
+	case 'P':
+		return !slices.Contains(gplLicences, info.License)
+	case 'F':
+		return info.Vermagic == "" || !info.Modversions
+	case 'C':
+		return info.Field("staging") != ""
+	case 'O':
+		return info.Field("intree") == ""
+	case 'E':
+		return info.Signature == nil
+	case 'K':
+		return info.Field("livepatch") != ""
+	case 'N':
+		return info.Field("test") != ""
+	}
+	return false
 }
 
 // splitParams is the reverse of joinParams, without the quotes.

@@ -7,6 +7,7 @@ package loadertest
 import (
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -34,6 +35,7 @@ type Kernel struct {
 	calls   []string
 	answers map[string]Answer
 	modules []*module // those that sysfs shows, oldest first
+	scratch string    // where files are written before they get their names
 	t       testing.TB
 
 	logMu sync.Mutex
@@ -51,7 +53,7 @@ type module struct {
 // New makes a kernel of that release in a temporary folder, without modules, on
 // which the process has all capabilities.
 func New(t testing.TB, release string) *Kernel {
-	k := &Kernel{Root: kernel.Root(t.TempDir()), t: t, answers: map[string]Answer{}}
+	k := &Kernel{Root: kernel.Root(t.TempDir()), scratch: t.TempDir(), t: t, answers: map[string]Answer{}}
 	k.Write("proc/self/status", "CapEff:\t000001ffffffffff\n")
 	k.Write("proc/sys/kernel/osrelease", release+"\n")
 	k.Write("proc/sys/kernel/modules_disabled", "0\n")
@@ -61,13 +63,19 @@ func New(t testing.TB, release string) *Kernel {
 	return k
 }
 
-// Write puts a file into the kernel's folder.
+// Write puts a file into the kernel's folder, whole: whoever reads it at the same
+// time sees the old content or the new.
 func (k *Kernel) Write(name, content string) {
 	path := k.path(name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	dir := filepath.Dir(path)
+	err := os.MkdirAll(dir, 0o755)
+	f, createErr := os.CreateTemp(k.scratch, "file")
+	if err := errors.Join(err, createErr); err != nil {
 		k.t.Error(err)
+		return
 	}
-	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+	_, err = f.WriteString(content)
+	if err := errors.Join(err, f.Chmod(0o644), f.Close(), os.Rename(f.Name(), path)); err != nil {
 		k.t.Error(err)
 	}
 }
