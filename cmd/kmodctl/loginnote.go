@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -73,32 +74,34 @@ func (e *env) troubles(reg *registry.Registry) (lines []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	kernels, err := kernel.Find(e.root)
+	here, err := e.root.ReadDir("/lib/modules") // every writer asks: the kernels themselves are not looked at
 	if err != nil {
-		return nil, err
+		return nil, ignoreGone(err)
 	}
-	kernels = slices.DeleteFunc(kernels, func(k kernel.Release) bool { return k.Modules == "" })
+	last := ""
+	for _, k := range here {
+		if kernel.Compare(k.Name(), last) > 0 {
+			last = k.Name()
+		}
+	}
 	for _, f := range failures {
-		here := slices.ContainsFunc(kernels, func(k kernel.Release) bool { return k.Name == f.Release })
+		present := slices.ContainsFunc(here, func(k fs.DirEntry) bool { return k.Name() == f.Release })
 		now := slices.ContainsFunc(sources, func(s registry.Source) bool { return s.Name == f.Package && s.Version == f.Version })
-		if here && now {
+		if present && now {
 			lines = append(lines, fmt.Sprintf("%s %s for %s: %s", f.Package, f.Version, f.Release, classed(f.Class, firstLine(f.Error))))
 		}
 	}
-	if len(kernels) == 0 {
-		return lines, nil
-	}
-	last := kernels[len(kernels)-1]
-	if last.Tree == nil && last.Err == nil {
-		var without []string
-		here := installedFor(installs, last.Name)
-		for _, i := range installs {
-			if !slices.Contains(without, i.Package) && !slices.Contains(here, i.Package) {
-				without = append(without, i.Package)
-			}
+	var without []string
+	has := installedFor(installs, last)
+	for _, i := range installs {
+		if !slices.Contains(without, i.Package) && !slices.Contains(has, i.Package) {
+			without = append(without, i.Package)
 		}
-		if len(without) > 0 {
-			lines = append(lines, fmt.Sprintf("%s for %s: %s", strings.Join(without, ", "), last.Name, missingHeaders{last}.what()))
+	}
+	if len(without) > 0 {
+		k, err := kernel.Get(e.root, last)
+		if err == nil && k.Modules != "" && k.Tree == nil && k.Err == nil {
+			lines = append(lines, fmt.Sprintf("%s for %s: %s", strings.Join(without, ", "), last, missingHeaders{k}.what()))
 		}
 	}
 	return lines, nil
