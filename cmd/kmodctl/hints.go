@@ -186,6 +186,8 @@ func hints(err error) []string {
 		return []string{"boot without " + policy.Rule}
 	case errors.As(err, &policy) && strings.HasPrefix(policy.Rule, "blacklist"):
 		return []string{"kmodctl load " + policy.Module + " (by its own name: blacklist takes the aliases away)"}
+	case errors.As(err, &policy) && strings.HasPrefix(policy.At, loader.ModprobeFile+":"):
+		return []string{"kmodctl allow " + policy.Module}
 	case errors.As(err, &policy) && strings.HasPrefix(policy.Rule, "install"):
 		return []string{"--ignore-install " + policy.Module + " loads it this once; the line at " + policy.At + " forbids it for good"}
 	case errors.As(err, &command):

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"kmodctl/internal/kernel"
+	"kmodctl/loader"
 	"kmodctl/registry"
 )
 
@@ -160,5 +162,48 @@ func TestLoadOpensLittle(t *testing.T) {
 		if !slices.ContainsFunc(names, func(n string) bool { return strings.Contains(n, "registry.db") }) {
 			t.Errorf("%s: the registry was not asked for a name that nobody has: %q", release, names)
 		}
+	}
+}
+
+// TestDepsOfTree: both directions, as text and as a graph, of real modules.
+func TestDepsOfTree(t *testing.T) {
+	for _, release := range releases(t) {
+		r := must(t, "deps", "8021q", "-k", release)
+		for _, want := range []string{"8021q\n", "─ mrp\n", "─ garp\n", "└─ stp\n", "   └─ llc\n"} {
+			if !strings.Contains(r.out, want) || strings.Count(r.out, "\n") != 5 {
+				t.Errorf("%s: no %q in\n%s", release, want, r.out)
+			}
+		}
+		if r := must(t, "deps", "btrfs", "-k", release); !strings.Contains(r.out, "xxhash_generic (softdep pre of btrfs at /lib/modules/"+release+"/modules.softdep:") {
+			t.Errorf("%s: no soft dependency in\n%s", release, r.out)
+		}
+		if r := must(t, "deps", "stp", "--reverse", "-k", release); !strings.HasPrefix(r.out, "stp\n├─ garp\n│  └─ 8021q\n") || !strings.Contains(r.out, "└─ bridge\n   ├─ ") {
+			t.Errorf("%s: what needs stp is\n%s", release, r.out)
+		}
+		if r := must(t, "deps", "8021q", "--dot", "-k", release); !strings.HasPrefix(r.out, "digraph ") || !strings.Contains(r.out, "\t\"8021q\" -> \"garp\";\n") || strings.Contains(r.out, "\"8021q\" -> \"llc\"") {
+			t.Errorf("%s: the graph is\n%s", release, r.out)
+		}
+		var doc struct {
+			Roots   []string
+			Modules []loader.TreeModule
+		}
+		if err := json.Unmarshal([]byte(must(t, "deps", "stp", "--json", "-k", release).out), &doc); err != nil || len(doc.Modules) != 2 || doc.Modules[1].Needs[0] != "llc" || doc.Roots[0] != "stp" {
+			t.Errorf("%s: %v, %+v", release, err, doc)
+		}
+	}
+	if r := kmodctl(t, "deps", "no_such_module", "-k", releases(t)[0]); r.code != exitNotFound {
+		t.Errorf("exit %d: %s", r.code, r.stderr)
+	}
+}
+
+// TestLoadAll: of several modules one that does not exist holds up no other, as with modprobe -a.
+func TestLoadAll(t *testing.T) {
+	release := releases(t)[0]
+	r := kmodctl(t, "load", "--all", "mrp", "no_such_module", "stp", "--dry-run", "-k", release)
+	if r.code != exitPartly || !strings.Contains(r.out, "mrp.ko (asked)") || !strings.Contains(r.out, "stp.ko (asked)") || !strings.Contains(r.stderr, "1 of 3 failed") {
+		t.Errorf("exit %d: %s%s", r.code, r.out, r.stderr)
+	}
+	if r := kmodctl(t, "load", "-a", "no_such_module", "--dry-run", "-k", release); r.code != exitNotFound {
+		t.Errorf("exit %d: %s", r.code, r.stderr)
 	}
 }
