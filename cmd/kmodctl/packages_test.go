@@ -168,7 +168,7 @@ func TestPackages(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		says(t, string(text), append(wants, "/usr/bin/kmodctl", "/usr/sbin/dkms", "/etc/kmodctl/config.toml", "/usr/lib/dkms/common.postinst",
+		says(t, string(text), append(wants, "/usr/bin/kmodctl", "/usr/sbin/dkms", "/etc/kmodctl/config.toml", "/usr/lib/dkms/common.postinst", "/var/lib/dkms",
 			"/usr/lib/kernel/install.d/40-dkms.install", "/usr/lib/systemd/system/sysinit.target.wants/kmodctl-boot.service",
 			"/usr/share/bash-completion/completions/kmodctl", "_kmodctl", "kmodctl.fish", "/usr/share/man/man8/kmodctl-hook.8.gz")...)
 		for _, line := range strings.Split(string(text), "\n") {
