@@ -37,6 +37,7 @@ func TestOnRealKernels(t *testing.T) {
 					vm.File{Guest: "/mod/stack_user.ko", Host: built[release] + "/stack/stack_user.ko"},
 					vm.File{Guest: "/mod/answers.ko", Host: built[release] + "/answers/answers.ko"},
 					vm.File{Guest: "/copy/answers.ko", Host: built[release] + "/answers/answers.ko"},
+					vm.File{Guest: "/mod/crash.ko", Host: built[release] + "/answers/crash.ko"},
 					vm.File{Guest: "/mod/exitless.ko", Host: built[release] + "/answers/exitless.ko"},
 					vm.File{Guest: "/foreign/stack.ko", Host: foreign + "/stack/stack.ko"},
 				),

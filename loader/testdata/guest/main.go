@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -48,7 +49,7 @@ func (g *guest) wrong(format string, args ...any) {
 
 func (g *guest) all() {
 	g.index = loader.OpenIndex("/", "/lib/modules/"+release())
-	for _, try := range []func(){g.stack, g.inTree, g.foreign, g.answers, g.twins, g.exitless, g.disabled} {
+	for _, try := range []func(){g.stack, g.inTree, g.foreign, g.answers, g.twins, g.exitless, g.crash, g.hang, g.disabled} {
 		try()
 	}
 }
@@ -239,6 +240,32 @@ func (g *guest) exitless() {
 		g.wrong("unload exitless: %v", err)
 	}
 	g.refused(&loader.Plan{Steps: []loader.Step{{Action: loader.Remove, Module: "exitless"}}}, unix.EBUSY, loader.ErrPermanent.Error())
+}
+
+// crash and hang leave modules behind that are "coming" until the end. The calls
+// return all the same, and so does this program.
+func (g *guest) crash() {
+	_, _, err := run(g.plan("crash"))
+	var stuck *loader.StuckError
+	if !errors.As(err, &stuck) || !stuck.Died || !slices.ContainsFunc(stuck.Log, func(l string) bool { return strings.Contains(l, "[crash]") }) ||
+		!strings.HasPrefix(stuck.Log[0], "BUG: kernel NULL pointer dereference") {
+		g.wrong("load crash: %v, %+v", err, stuck)
+	}
+	if m, _ := state().Find("crash"); m.State != "coming" {
+		g.wrong("crash is %q", m.State)
+	}
+	g.refused(&loader.Plan{Steps: []loader.Step{{Action: loader.Remove, Module: "crash"}}}, unix.EBUSY, "its init has not returned")
+}
+
+func (g *guest) hang() {
+	l := loader.New(time.Second)
+	_, err := l.Run(context.Background(), g.plan("answers", "takes_ms=3600000"))
+	l.Close()
+	var stuck *loader.StuckError
+	if !errors.As(err, &stuck) || stuck.Died || stuck.Waited != time.Second ||
+		!slices.ContainsFunc(stuck.Stack, func(l string) bool { return strings.Contains(l, "answers_init") }) {
+		g.wrong("load answers for an hour: %v, %+v", err, stuck)
+	}
 }
 
 // disabled comes last: modules_disabled cannot be taken back.
