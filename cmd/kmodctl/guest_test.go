@@ -406,7 +406,7 @@ func (g *guest) anotherBuild(release string) {
 	g.says(g.run(0, "verify"), "everything is as it should be")
 	g.prints(g.run(0, "status", "hello"), "hello (live)") // the newer build is not what is installed
 	g.says(g.run(0, "install", "hello", "-k", release), "installed hello 1.0.0 for "+release)
-	older := "loaded-older: module (hello 1.0.0, " + release + "): the live module is another build: kmodctl unload hello, then kmodctl load hello\n"
+	older := "loaded-older: module (hello 1.0.0, " + release + "): the live module is another build: kmodctl reload hello\n"
 	if r := g.run(exitFailed, "verify"); r.out != older {
 		g.errorf("verify prints %q, want %q", r.out, older)
 	}
@@ -417,8 +417,9 @@ func (g *guest) anotherBuild(release string) {
 	}
 	g.wantLive("hello")
 	g.says(g.run(0, "load", "hello"), "hello: already live", "the live hello is another build than /lib/modules/"+release)
-	g.says(g.run(0, "unload", "hello"), "kernel log: hello: module unloaded")
-	g.says(g.run(0, "load", "hello"), "kernel log: hello: another build loaded")
+	g.run(0, "reload", "hello", "--dry-run", "--json")
+	g.wantLive("hello")
+	g.says(g.run(0, "reload", "hello"), "kernel log: hello: module unloaded", "kernel log: hello: another build loaded")
 	g.says(g.run(0, "verify"), "everything is as it should be")
 	g.prints(g.run(0, "status", "hello"), "hello (live)")
 }

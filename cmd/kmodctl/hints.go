@@ -66,6 +66,7 @@ func stuckWords(s *loader.StuckError) string {
 // evidence is what an error knows beyond its one line.
 func evidence(err error) (lines []string) {
 	var refused *loader.KernelError
+	var before refusedBefore
 	var stuck *loader.StuckError
 	var used *loader.InUseError
 	var failed *build.Error
@@ -78,6 +79,10 @@ func evidence(err error) (lines []string) {
 		}
 		if refused.Cause != "" {
 			lines = append(lines, "why:  "+refused.Cause)
+		}
+	case errors.As(err, &before):
+		for _, l := range before.Evidence {
+			lines = append(lines, "found:  "+l)
 		}
 	case errors.As(err, &stuck):
 		for _, l := range stuck.Log {
@@ -125,6 +130,9 @@ func hints(err error) []string {
 		command  commandError
 		inUse    *loader.InUseError
 		stuck    *loader.StuckError
+		noWay    *loader.NoWayBackError
+		notLive  *loader.NotLiveError
+		before   refusedBefore
 		damaged  *registry.CorruptError
 		owned    *registry.OwnedError
 		one      *registry.PackageError
@@ -224,6 +232,12 @@ func hints(err error) []string {
 		return []string{"kmodctl run DIR tries the module in a virtual machine", "reboot, to be rid of it"}
 	case errors.As(err, &stuck):
 		return []string{"kmodctl log --dmesg " + stuck.Module, fmt.Sprintf("--timeout %v, if the module may take that long", 2*stuck.Waited.Round(time.Second))}
+	case errors.As(err, &notLive):
+		return []string{"kmodctl load " + notLive.Module}
+	case errors.As(err, &noWay):
+		return []string{"kmodctl reload " + noWay.Module + " --force, if the new file is sure to load"}
+	case errors.As(err, &before):
+		return []string{"--unchecked asks the kernel all the same"}
 	case errors.Is(err, loader.ErrLocked):
 		return []string{"run it again, or with a longer --lock-timeout"}
 	case errors.Is(err, loader.ErrNoModules):

@@ -292,7 +292,7 @@ func (j *job) tellLive(art registry.Artifact) {
 	for _, live := range state.Modules {
 		for _, m := range art.Modules {
 			if otherBuild(live, m) {
-				j.changed("%s is live as another build: kmodctl unload %s, then load it again", m.Name, m.Name)
+				j.changed("%s is live as another build: kmodctl reload %s", m.Name, m.Name)
 			}
 		}
 	}

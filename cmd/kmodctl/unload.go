@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
@@ -69,13 +70,19 @@ func (e *env) unload(ctx context.Context, l *loader.Loader, req loader.UnloadReq
 	if err == nil {
 		return e.act(ctx, l, plan)
 	}
-	if used := inUse(err); used != nil {
-		used.Users = loader.Users(l.Root, used.Module)
-		if e.json {
-			if err := e.document("result", ended{InUse: used}); err != nil {
-				return err
-			}
-		}
+	return e.whoUses(err)
+}
+
+// whoUses adds to the error of a module in use who uses it, and prints that as a
+// document too.
+func (e *env) whoUses(err error) error {
+	used := inUse(err)
+	if used == nil {
+		return err
+	}
+	used.Users = loader.Users(e.root, used.Module)
+	if e.json {
+		err = errors.Join(e.document("result", ended{InUse: used}), err)
 	}
 	return err
 }

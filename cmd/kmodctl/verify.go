@@ -247,7 +247,7 @@ func (j *job) loadedOlder(installs []registry.Install) (drifts []registry.Drift,
 		for _, l := range live.Modules {
 			if slices.ContainsFunc(art.Modules, func(m registry.Module) bool { return m.Name == i.Module && otherBuild(l, m) }) {
 				drifts = append(drifts, registry.Drift{Kind: driftLoadedOlder, Object: objectModule, Module: i.Module, Package: i.Package, Version: i.Version, Release: running,
-					Why: "the live module is another build: kmodctl unload " + i.Module + ", then kmodctl load " + i.Module})
+					Why: "the live module is another build: kmodctl reload " + i.Module})
 			}
 		}
 	}
