@@ -68,3 +68,37 @@ func TestPlanUnload(t *testing.T) {
 		}
 	}
 }
+
+// With its holders a module goes after all that use it, each after its own users.
+func TestPlanUnloadWithHolders(t *testing.T) {
+	mod := func(name string, refcnt int, holders ...string) loader.Live {
+		return loader.Live{Name: name, State: "live", Refcnt: refcnt, Holders: holders}
+	}
+	fixed := mod("fixed", 0)
+	fixed.Permanent = true
+	st := &loader.State{Modules: []loader.Live{
+		mod("top", 0), mod("left", 1, "top"), mod("right", 1, "top"), mod("base", 2, "left", "right"), mod("lower", 1, "base"),
+		mod("open", 1), mod("under_open", 1, "open"), fixed, mod("under_fixed", 1, "fixed"),
+	}}
+	p, err := loader.PlanUnload(loader.UnloadRequest{Name: "base", WithHolders: true, WithUnused: true, State: st})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"remove top (uses left)", "remove left (uses base)", "remove right (uses base)", "remove base (asked)", "remove lower (unused without base)"}
+	if diff := cmp.Diff(want, short(p)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"left", "right"}, p.Steps[3].Needs); diff != "" {
+		t.Error(diff)
+	}
+	var inUse *loader.InUseError
+	if _, err := loader.PlanUnload(loader.UnloadRequest{Name: "under_open", WithHolders: true, State: st}); !errors.As(err, &inUse) || inUse.Module != "open" {
+		t.Errorf("a holder that is open: %v", err)
+	}
+	if _, err := loader.PlanUnload(loader.UnloadRequest{Name: "under_open", WithHolders: true, Wait: true, State: st}); err != nil {
+		t.Errorf("a holder that is open, and waited for: %v", err)
+	}
+	if _, err := loader.PlanUnload(loader.UnloadRequest{Name: "under_fixed", WithHolders: true, State: st}); !errors.Is(err, loader.ErrPermanent) {
+		t.Errorf("a holder that stays for ever: %v", err)
+	}
+}

@@ -12,6 +12,7 @@ type Answer struct {
 	Log    []string   // what is printed before the error
 	InInit bool       // the module's own init returns Errno; without, the kernel's loader does
 	During func()     // runs in place of the module's init
+	Taint  string     // letters that the module gets beside those that its file says
 }
 
 // Refusal is a row of the catalogue: a cause, and how Linux 6.1 tells it.

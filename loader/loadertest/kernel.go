@@ -46,7 +46,8 @@ type module struct {
 	*ko.Info
 	state     string // "coming" while its init runs, then "live"
 	params    string
-	refcnt    int // users that are not modules
+	more      string // taint letters of an Answer
+	refcnt    int    // users that are not modules
 	permanent bool
 }
 
@@ -226,7 +227,7 @@ func (k *Kernel) add(info *ko.Info, params string) (*module, Answer, error) {
 		k.Print(answer.Log...)
 		return nil, answer, answer.Errno
 	}
-	m := &module{Info: info, params: params, state: "coming"}
+	m := &module{Info: info, params: params, state: "coming", more: answer.Taint}
 	k.modules = append(k.modules, m)
 	k.show()
 	return m, answer, nil
@@ -337,7 +338,7 @@ func (m *module) taint() (letters string) {
 	if m.Signature == nil {
 		letters += "E"
 	}
-	return letters
+	return letters + m.more
 }
 
 func buildIDNote(id string) string {
