@@ -85,7 +85,7 @@ type check struct {
 type file struct {
 	info *ko.Info
 	err  error
-	fits bool // it came with the running kernel
+	fits bool // it came with the kernel
 }
 
 func (c *check) add(severity string, cause CauseID, errno unix.Errno, text string, evidence ...string) {
@@ -100,31 +100,34 @@ func (c *check) warn(cause CauseID, text string, evidence ...string) {
 	c.add(Warning, cause, 0, text, evidence...)
 }
 
-// open reads the files of a plan. The running kernel's own modules fit it: they are opened to check parameters, and else
-// only if the target is Thorough.
+// open reads the files of a plan. Modules that came with the kernel fit it: they are opened to check parameters that somebody
+// typed, and else only for a Thorough target.
 func (c *check) open(steps []Step) {
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
-	for i, s := range steps {
-		path := s.Path
-		switch {
-		case s.Action == Insert:
-			c.files[i].fits = c.target.state != nil && !c.target.Thorough && c.target.intree(path)
-			if c.files[i].fits && s.Params == "" {
-				continue
-			}
-		case s.Action == None: // of what is live, the caller's own modules: what they export is in no table of the kernel
-			found := false
-			if path, found = c.target.find(s.Module); !found || c.target.intree(path) && (!c.target.Thorough || c.target.kernel().Tree != nil) {
-				continue
-			}
-		default:
-			continue
-		}
+	read := func(i int, path string) {
 		g.Go(func() error {
 			c.files[i].info, c.files[i].err = ko.Open(path)
 			return nil
 		})
+	}
+	strange := false // there is a file whose symbols must be looked up
+	for i, s := range steps {
+		if s.Action == Insert {
+			c.files[i].fits = !c.target.Thorough && c.target.intree(s.Path)
+			strange = strange || !c.files[i].fits
+			if !c.files[i].fits || c.plan.Params != "" && slices.Contains(c.plan.Asked, s.Module) {
+				read(i, s.Path)
+			}
+		}
+	}
+	// What is live may be a module whose exports are in no table of the kernel.
+	for i, s := range steps {
+		if strange && s.Action == None {
+			if path, ok := c.target.find(s.Module); ok && (!c.target.intree(path) || c.target.Thorough && c.target.kernel().Tree == nil) {
+				read(i, path)
+			}
+		}
 	}
 	g.Wait()
 }
@@ -173,13 +176,15 @@ func (c *check) file(info *ko.Info, s Step, step int) {
 			fmt.Sprintf("the file is for %s, the kernel for %s", info.Arch, arch))
 		return // nothing else can be compared
 	}
-	c.versions(info)
+	other := c.versions(info)
 	c.builtin(info)
 	if len(info.WriteExec) > 0 {
 		c.refuse(CauseWriteExec, unix.ENOEXEC, fmt.Sprintf("section %s of the file is writable and executable", info.WriteExec[0]), info.WriteExec[1:]...)
 	}
-	c.imports(info, step)
-	c.exports(info, step)
+	if !other { // else its symbols differ for that reason
+		c.imports(info, step)
+		c.exports(info, step)
+	}
 	c.parameters(info, s)
 	if letters := c.target.taints(info); letters != "" {
 		c.warn(CauseTaint, "it taints the kernel: "+letters, explainTaints(letters)...)
@@ -191,6 +196,11 @@ func (c *check) policy() {
 	p := c.target.policy()
 	if p == nil {
 		return
+	}
+	if !p.capable && os.Geteuid() != 0 {
+		c.warn(CauseNoCapability, "only root may load modules")
+	} else if !p.capable {
+		c.refuse(CauseNoCapability, unix.EPERM, ErrNoCapability.Error())
 	}
 	if p.disabled {
 		c.refuse(CauseModulesDisabled, unix.EPERM, ErrModulesDisabled.Error())

@@ -10,8 +10,8 @@ import (
 	"kmodctl/internal/ko"
 )
 
-// versions judges which kernel a file was built for.
-func (c *check) versions(info *ko.Info) {
+// versions judges which kernel a file was built for. It reports whether that is surely another one.
+func (c *check) versions(info *ko.Info) (other bool) {
 	t := c.target
 	// Of another kernel, that is the answer, and what differs is the evidence.
 	because := func(text string) string {
@@ -26,15 +26,16 @@ func (c *check) versions(info *ko.Info) {
 		evidence := fmt.Sprintf("struct module has %d bytes in the file, %d in the kernel", info.StructSize, ref.StructSize)
 		if t.checksStructSize() {
 			c.refuse(CauseStructSize, unix.ENOEXEC, text, evidence)
+			other = true
 		} else {
 			c.warn(CauseStructSize, text, evidence, "kernels before 6.4 do not compare it")
 		}
 	}
 	if t.modversions() {
-		c.layout(info, because)
+		other = c.layout(info, because) || other
 	}
 	if ref == nil {
-		return
+		return other
 	}
 	file, kernel := info.Vermagic, ref.Vermagic
 	if info.Modversions && t.modversions() {
@@ -51,10 +52,11 @@ func (c *check) versions(info *ko.Info) {
 			because(fmt.Sprintf("the file's vermagic is %q, the kernel's is %q", strings.TrimSpace(info.Vermagic), strings.TrimSpace(ref.Vermagic))),
 			fmt.Sprintf("vermagic %q, the kernel's is %q", strings.TrimSpace(info.Vermagic), strings.TrimSpace(ref.Vermagic)))
 	}
+	return other
 }
 
 // layout judges the CRC of module_layout, the first one that a kernel compares.
-func (c *check) layout(info *ko.Info, because func(string) string) {
+func (c *check) layout(info *ko.Info, because func(string) string) (other bool) {
 	want, known := c.offered["module_layout"]
 	got, has := info.ModuleLayoutCRC()
 	switch {
@@ -63,7 +65,9 @@ func (c *check) layout(info *ko.Info, because func(string) string) {
 	case known && want.hasCRC && has && got != want.crc:
 		c.refuse(CauseModuleLayout, unix.ENOEXEC, because("the file was built against another kernel configuration (CRC of module_layout)"),
 			fmt.Sprintf("module_layout: CRC 0x%08x in the file, 0x%08x in the kernel", got, want.crc))
+		return true
 	}
+	return false
 }
 
 // gplLicences are those of license_is_gpl_compatible, include/linux/license.h.

@@ -76,6 +76,31 @@ func (e *InUseError) Error() string {
 	return fmt.Sprintf("unload %s: in use by %s", e.Module, strings.Join(by, ", "))
 }
 
+// CheckError is a plan that was not begun: Check found modules that the kernel would refuse, or that it should not be given.
+type CheckError struct {
+	Release  string
+	Findings []Finding // those that are Refused, in the order of the plan; not empty
+}
+
+func (e *CheckError) Error() string {
+	first := e.Findings[0]
+	if first.Errno == 0 {
+		return fmt.Sprintf("load %s: %s", first.Module, first.Text)
+	}
+	return fmt.Sprintf("load %s: kernel %s would refuse the module: %s", first.Module, e.Release, strings.ToLower(first.Errno.Error()))
+}
+
+// Unwrap lets errors.Is tell the causes that have nothing to do with a module.
+func (e *CheckError) Unwrap() error {
+	switch e.Findings[0].Cause {
+	case CauseModulesDisabled:
+		return ErrModulesDisabled
+	case CauseNoCapability:
+		return ErrNoCapability
+	}
+	return nil
+}
+
 // KernelError is the kernel's refusal of one module. Error says what happened;
 // Log and Cause, which say why, are for the lines below it.
 type KernelError struct {
@@ -100,3 +125,17 @@ func (e *KernelError) Error() string {
 
 // Unwrap lets errors.Is compare with unix.EPERM and its like.
 func (e *KernelError) Unwrap() error { return e.Errno }
+
+// Explain takes from Check what it found of the same module and errno, where the kernel said nothing or no more than that a
+// symbol is missing.
+func (e *KernelError) Explain(findings []Finding) {
+	if len(e.Log) > 0 && e.CauseID != CauseSymbolMissing {
+		return
+	}
+	for _, f := range findings {
+		if f.Severity == Refused && f.Module == e.Module && f.Errno == e.Errno {
+			e.CauseID, e.Cause = f.Cause, f.Text
+			return
+		}
+	}
+}

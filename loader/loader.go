@@ -305,17 +305,25 @@ func (l *Loader) allowed() error {
 	if _, err := os.Stat(under(l.Root, "proc/modules")); err != nil {
 		return noModules(l.Root, err)
 	}
-	status, _ := os.ReadFile(under(l.Root, "proc/self/status"))
-	for line := range strings.Lines(string(status)) {
-		mask, ok := strings.CutPrefix(line, "CapEff:")
-		if caps, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64); ok && err == nil && caps&(1<<capSysModule) == 0 {
-			return ErrNoCapability
-		}
+	if !maySysModule(l.Root) {
+		return ErrNoCapability
 	}
 	if readLine(under(l.Root, "proc/sys/kernel/modules_disabled")) == "1" {
 		return ErrModulesDisabled
 	}
 	return nil
+}
+
+// maySysModule reports whether this process has CAP_SYS_MODULE.
+func maySysModule(root kernel.Root) bool {
+	status, _ := os.ReadFile(under(root, "proc/self/status"))
+	for line := range strings.Lines(string(status)) {
+		mask, ok := strings.CutPrefix(line, "CapEff:")
+		if caps, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64); ok && err == nil && caps&(1<<capSysModule) == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // release is uname -r of the kernel under Root.

@@ -3,18 +3,20 @@ package loader
 import (
 	"slices"
 	"strings"
+	"sync"
 
 	"kmodctl/internal/ko"
 )
 
 // policy is what the running kernel lets in.
 type policy struct {
-	disabled    bool     // kernel.modules_disabled
-	sigEnforce  bool     // module.sig_enforce, which Secure Boot sets too
-	signatures  bool     // the kernel looks at signatures at all (CONFIG_MODULE_SIG)
-	lockdown    bool     // kernel_lockdown(7) at integrity or above
-	keys        []string // descriptions of the keys that this user may see, /proc/keys; empty when he may see none
-	blacklisted []string // module_blacklist= of the kernel's command line
+	capable     bool            // this process has CAP_SYS_MODULE
+	disabled    bool            // kernel.modules_disabled
+	sigEnforce  bool            // module.sig_enforce, which Secure Boot sets too
+	signatures  bool            // the kernel looks at signatures at all (CONFIG_MODULE_SIG)
+	lockdown    bool            // kernel_lockdown(7) at integrity or above
+	keys        func() []string // descriptions of the keys that this user may see, /proc/keys; empty when he may see none
+	blacklisted []string        // module_blacklist= of the kernel's command line
 }
 
 // readPolicy is nil for a kernel that does not run here.
@@ -25,11 +27,12 @@ func (t *Target) readPolicy() *policy {
 	read := func(name string) string { return readLine(under(t.root, name)) }
 	enforce := read("sys/module/module/parameters/sig_enforce")
 	return &policy{
+		capable:     maySysModule(t.root),
 		disabled:    read("proc/sys/kernel/modules_disabled") == "1",
 		sigEnforce:  enforce == "Y",
 		signatures:  enforce != "",
 		lockdown:    isLockedDown(read("sys/kernel/security/lockdown")),
-		keys:        asymmetricKeys(read("proc/keys")),
+		keys:        sync.OnceValue(func() []string { return asymmetricKeys(read("proc/keys")) }),
 		blacklisted: blacklist(read("proc/cmdline")),
 	}
 }
@@ -68,12 +71,13 @@ func blacklist(cmdline string) (names []string) {
 func (p *policy) knows(s *ko.Signature) (known, visible bool) {
 	id := strings.ToLower(strings.ReplaceAll(s.KeyID, ":", ""))
 	const shortest = 16 // hex digits of an id that cannot be there by chance
-	for _, key := range p.keys {
+	keys := p.keys()
+	for _, key := range keys {
 		if s.Signer != "" && strings.HasPrefix(key, s.Signer+": ") || len(id) >= shortest && strings.Contains(key, id) {
 			return true, true
 		}
 	}
-	return false, len(p.keys) > 0
+	return false, len(keys) > 0
 }
 
 func (p *policy) blacklists(module string) bool {

@@ -72,9 +72,9 @@ func exitCode(err error) int {
 		kbuild   *build.Error
 		needs    *needsError
 		refused  *loader.KernelError
+		checked  *loader.CheckError
 		policy   *loader.PolicyError
 		command  commandError
-		before   refusedBefore
 		inUse    *loader.InUseError
 		guest    guestFailed
 		program  *exec.Error
@@ -104,7 +104,7 @@ func exitCode(err error) int {
 		return exitBuild
 	case errors.As(err, &guest):
 		return guest.code
-	case errors.As(err, &refused), errors.As(err, &before), errors.As(err, &policy), errors.As(err, &command), errors.As(err, &inUse), errors.As(err, &newer), errors.As(err, &pinned), errors.As(err, &param), errors.As(err, &late), errors.As(err, &denied), errors.Is(err, loader.ErrNoModules),
+	case errors.As(err, &refused), errors.As(err, &checked), errors.As(err, &policy), errors.As(err, &command), errors.As(err, &inUse), errors.As(err, &newer), errors.As(err, &pinned), errors.As(err, &param), errors.As(err, &late), errors.As(err, &denied), errors.Is(err, loader.ErrNoModules),
 		errors.Is(err, loader.ErrNoCapability), errors.Is(err, loader.ErrModulesDisabled), errors.Is(err, loader.ErrPermanent),
 		errors.Is(err, loader.ErrBuiltin):
 		return exitRefused

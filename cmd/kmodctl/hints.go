@@ -66,7 +66,7 @@ func stuckWords(s *loader.StuckError) string {
 // evidence is what an error knows beyond its one line.
 func evidence(err error) (lines []string) {
 	var refused *loader.KernelError
-	var before refusedBefore
+	var checked *loader.CheckError
 	var stuck *loader.StuckError
 	var used *loader.InUseError
 	var failed *build.Error
@@ -80,10 +80,8 @@ func evidence(err error) (lines []string) {
 		if refused.Cause != "" {
 			lines = append(lines, "why:  "+refused.Cause)
 		}
-	case errors.As(err, &before):
-		for _, l := range before.Evidence {
-			lines = append(lines, "found:  "+l)
-		}
+	case errors.As(err, &checked):
+		lines = why(checked)
 	case errors.As(err, &stuck):
 		for _, l := range stuck.Log {
 			lines = append(lines, "kernel log: "+l)
@@ -126,13 +124,13 @@ func hints(err error) []string {
 		kbuild   *build.Error
 		slow     *build.TimeLimitError
 		refused  *loader.KernelError
+		checked  *loader.CheckError
 		policy   *loader.PolicyError
 		command  commandError
 		inUse    *loader.InUseError
 		stuck    *loader.StuckError
 		noWay    *loader.NoWayBackError
 		notLive  *loader.NotLiveError
-		before   refusedBefore
 		damaged  *registry.CorruptError
 		owned    *registry.OwnedError
 		one      *registry.PackageError
@@ -140,7 +138,6 @@ func hints(err error) []string {
 		pinned   otherPin
 		first    *registry.NoPreviousError
 		back     rollbackFailed
-		ours     ofPackage
 		broken   *registry.DamagedError
 		differs  drifted
 		missing  missingHeaders
@@ -206,11 +203,8 @@ func hints(err error) []string {
 		return []string{"docs/config.md lists every key"}
 	case errors.As(err, &manifest):
 		return []string{"docs/manifest.md lists every key; kmodctl new NAME writes a manifest that works"}
-	case errors.As(err, &refused): // before the errnos, which mean other things here
-		if refused.BuiltFor != "" && refused.BuiltFor != refused.Release && errors.As(err, &ours) {
-			return []string{fmt.Sprintf("kmodctl build %s -k %s", ours.pkg, refused.Release)}
-		}
-		return nil // the cause says it
+	case errors.As(err, &refused), errors.As(err, &checked): // before the errnos, which mean other things here
+		return causeHints(err)
 	case errors.Is(err, unix.ENOSPC):
 		return []string{"make room, then run the same command again"}
 	case errors.As(err, &nolog) && errors.As(err, &kbuild):
@@ -236,8 +230,6 @@ func hints(err error) []string {
 		return []string{"kmodctl load " + notLive.Module}
 	case errors.As(err, &noWay):
 		return []string{"kmodctl reload " + noWay.Module + " --force, if the new file is sure to load"}
-	case errors.As(err, &before):
-		return []string{"--unchecked asks the kernel all the same"}
 	case errors.Is(err, loader.ErrLocked):
 		return []string{"run it again, or with a longer --lock-timeout"}
 	case errors.Is(err, loader.ErrNoModules):

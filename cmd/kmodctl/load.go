@@ -41,6 +41,8 @@ func cmdLoad(e *env) *cli.Command {
 			&cli.StringFlag{Name: "kernel", Aliases: []string{"k"}, Usage: "plan for kernel `RELEASE`, with --dry-run"},
 			&cli.StringSliceFlag{Name: "ignore-install", Usage: "load `MODULE` though an install line of modprobe.d refuses it or has a command in its place"},
 			&cli.BoolFlag{Name: "run-commands", Usage: "run the commands of install lines, as modprobe does"},
+			&cli.BoolFlag{Name: "unchecked", Usage: "ask the kernel without checking first whether it would refuse"},
+			&cli.BoolFlag{Name: "allow-unknown-parameters", Usage: "give a module parameters that it does not have, which the kernel ignores"},
 			timeoutFlag(),
 		},
 		BashComplete: completePackages(e),
@@ -64,6 +66,7 @@ func cmdLoad(e *env) *cli.Command {
 			}
 			defer l.own.close()
 			l.machine = machine
+			l.unchecked, l.anyParameters = c.Bool("unchecked"), c.Bool("allow-unknown-parameters")
 			l.ignoreInstall, l.runCommands = c.StringSlice("ignore-install"), c.Bool("run-commands")
 			if !c.Bool("all") {
 				return l.load(c.Context, c.Args().First(), c.Args().Tail())
@@ -86,6 +89,8 @@ type loading struct {
 	own           *own
 	ignoreInstall []string
 	runCommands   bool
+	unchecked     bool
+	anyParameters bool
 	machine       *loader.Loader
 }
 
@@ -152,6 +157,9 @@ func (l *loading) loadAll(ctx context.Context, names []string) error {
 
 func (l *loading) load(ctx context.Context, name string, params []string) error {
 	plan, err := l.plan(name, params)
+	if broken := unreadable(name, err); broken != nil {
+		err = cmp.Or(l.check(broken), err)
+	}
 	if err != nil {
 		return err
 	}
@@ -163,12 +171,15 @@ func (l *loading) load(ctx context.Context, name string, params []string) error 
 			return err
 		}
 	}
-	err = l.act(ctx, l.machine, plan)
-	var refused *loader.KernelError
-	if errors.As(err, &refused) && l.own.packageOf(refused.Module) != "" {
-		err = ofPackage{err, l.own.packageOf(refused.Module)}
+	unfit := l.check(plan)
+	if unfit != nil && !l.dryRun {
+		return l.ofPackage(unfit)
 	}
-	return err
+	if err := l.act(ctx, l.machine, plan); err != nil {
+		l.explain(err, plan)
+		return l.ofPackage(err)
+	}
+	return l.ofPackage(unfit)
 }
 
 // plan is what loading a module, or a file, would do.

@@ -103,20 +103,7 @@ func (l *loading) checkSwap(swap *loader.Swap) error {
 		}
 	}
 	findings := loader.Check(swap.Insert, loader.NewTarget(l.root, l.release, l.index, l.own.find, after))
-	if f, ok := loader.FirstRefused(findings); ok {
-		return refusedBefore{f, l.release}
-	}
-	return nil
-}
-
-// refusedBefore is a module that was not given to the kernel, since it would refuse it.
-type refusedBefore struct {
-	loader.Finding
-	release string
-}
-
-func (r refusedBefore) Error() string {
-	return fmt.Sprintf("load %s: kernel %s would refuse the module: %s", r.Module, r.release, r.Text)
+	return l.ofPackage(refusedBy(l.release, findings))
 }
 
 func (l *loading) printSwap(swap *loader.Swap) error {
