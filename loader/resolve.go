@@ -89,6 +89,7 @@ func (r *resolver) ask() error {
 func (r *resolver) tellAsked(n *node) {
 	name := n.step.Module
 	if r.params != "" && n.step.Action == None {
+		n.step.Params = r.params // so that the run can tell which are otherwise
 		r.note("%s is %s: its parameters stay as they are", name, n.step.Reason)
 	}
 	if d, ok := r.blacklisted(name); ok {

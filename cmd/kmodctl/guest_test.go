@@ -256,8 +256,17 @@ func (g *guest) stack(string) {
 	g.wantLive()
 	g.run(0, "load", "stack_user", "--json")
 	g.wantLive("stack", "stack_user")
-	g.says(g.run(exitRefused, "unload", "stack"), "stack_user")
+	g.says(g.run(exitRefused, "unload", "stack"), "stack_user", "--with-holders")
 	g.says(g.run(0, "load", "stack_user"), "already live")
+	g.says(g.run(exitRefused, "reload", "stack", "--json"), "in use by stack_user")
+	g.run(0, "reload", "--with-holders", "stack", "--dry-run", "--json")
+	g.says(g.run(0, "reload", "--with-holders", "stack", "--json"), "stack_user: removed", "stack: inserted", "stack_user: inserted")
+	g.wantLive("stack", "stack_user")
+	g.run(0, "unload", "--with-holders", "stack", "--dry-run")
+	g.wantLive("stack", "stack_user")
+	g.says(g.run(0, "unload", "--with-holders", "stack"), "stack_user: removed (uses stack)", "stack: removed")
+	g.wantLive()
+	g.run(0, "load", "stack_user")
 	g.run(0, "unload", "-r", "stack_user")
 	g.wantLive()
 	g.run(0, "unload", "stack_user") // nothing to do
@@ -279,8 +288,17 @@ func (g *guest) params(string) {
 	}
 	g.file(dir+"count", "7")
 	g.setParams(dir)
+	g.says(g.run(0, "load", "params", "count=9", "--json"), `parameter count is "7", asked for was "9": kmodctl params params count=9`)
+	g.run(0, "reload", "params", "verbose=0") // the others keep their values
+	g.file(dir+"count", "7")
+	g.file(dir+"verbose", "N")
+	g.file(dir+"greeting", "good morning")
+	g.file(dir+"ports", "80,443")
+	r := g.run(exitRefused, "reload", "params", "count=101") // no int is wrong for the check, but for the module
+	g.says(r, "the old one is live again", "kernel log: ")
+	g.file(dir+"count", "7")
 	g.run(0, "unload", "params")
-	r := g.run(exitRefused, "load", "params", "count=many")
+	r = g.run(exitRefused, "load", "params", "count=many")
 	g.says(r, "invalid argument", "kernel log: ", "count")
 	g.wantLive()
 }
@@ -317,7 +335,10 @@ func (g *guest) chardev(string) {
 		g.errorf("ioctl length: %v, %d", errno, length)
 	}
 	g.file("/dev/kmodctl_chardev", "a message")
-	g.says(g.run(exitRefused, "unload", "chardev"), "chardev") // the device is open
+	r := g.run(exitRefused, "unload", "chardev", "--wait", "10ms", "--json") // the device is open
+	g.says(r, "in use by process 1 (", "which has /dev/kmodctl_chardev open")
+	g.prints(r, `"in_use"`, `"pid": 1`)
+	g.says(g.run(exitRefused, "reload", "chardev"), "in use by process 1 (")
 	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), clear, 0); errno != 0 {
 		g.errorf("ioctl clear: %v", errno)
 	}
