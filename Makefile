@@ -1,5 +1,5 @@
 # kmodctl's make targets. Each is .PHONY: `build` is a folder here.
-.PHONY: all build demo test setup check unit oracle fuzz e2e registry torture bench bench-dkms test-debian docs packages clean
+.PHONY: all build demo test setup check unit oracle fuzz e2e registry torture bench bench-dkms debian test-debian docs packages clean
 
 GO      ?= go
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo devel)
@@ -28,6 +28,7 @@ test:
 	$(PART) fuzz  'fuzzers, 20,000 inputs each' $(MAKE) fuzz
 	$(PART) registry 'the registry: faults, kills, full disks' $(MAKE) registry
 	$(PART) main  'the main job on real kernels' $(MAKE) e2e
+	$(PART) debian 'Debian: dkms replaced, kernels and packages come and go' $(MAKE) debian
 
 setup:
 	.ci/setup test
@@ -82,8 +83,12 @@ bench-dkms: all
 # folder KMODCTL_DEBIAN that Debian is kept for the next time.
 test-debian:
 	.ci/setup test
-	$(MAKE) packages
-	$(PART) debian 'Debian: dkms replaced, kernels and packages come and go' .ci/test-debian
+	$(PART) debian 'Debian: dkms replaced, kernels and packages come and go' $(MAKE) debian
+
+# The program of the tests is the guest that a packaged module is loaded in.
+debian: packages
+	CGO_ENABLED=0 $(GO) test -c -tags $(TAGS) -o bin/kmodctl.test ./cmd/kmodctl
+	.ci/test-debian
 
 # docs/cli.md is made from the commands.
 docs:
