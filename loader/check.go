@@ -3,7 +3,6 @@ package loader
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"runtime"
 	"slices"
@@ -137,10 +136,12 @@ func (c *check) unreadable(err error) {
 	var bad *ko.FormatError
 	refuse := func(cause CauseID, text string) { c.refuse(cause, unix.ENOEXEC, text, err.Error()) }
 	switch errors.As(err, &bad); {
-	case bad == nil && errors.Is(err, fs.ErrNotExist):
-		c.refuse(CauseNotReadable, 0, "the file does not exist", err.Error())
 	case bad == nil:
-		c.refuse(CauseNotReadable, 0, "the file cannot be read", err.Error())
+		var errno unix.Errno
+		errors.As(err, &errno)
+		c.refuse(CauseNotReadable, errno, "the file cannot be read", err.Error())
+	case !isRegular(bad.Path):
+		c.refuse(CauseNotReadable, unix.EINVAL, "it is no file but a folder, or a device", err.Error())
 	case bad.Section == "signature" && !errors.Is(err, ko.ErrTruncated):
 		c.refuse(CauseSignatureDamaged, unix.EBADMSG, "the signature at the end of the file is damaged", err.Error())
 	case errors.Is(err, ko.ErrNotELF):
@@ -158,6 +159,11 @@ func (c *check) unreadable(err error) {
 	default:
 		refuse(CauseMalformed, "the file is damaged")
 	}
+}
+
+func isRegular(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().IsRegular()
 }
 
 func isEmpty(path string) bool {
@@ -197,9 +203,7 @@ func (c *check) policy() {
 	if p == nil {
 		return
 	}
-	if !p.capable && os.Geteuid() != 0 {
-		c.warn(CauseNoCapability, "only root may load modules")
-	} else if !p.capable {
+	if !p.capable {
 		c.refuse(CauseNoCapability, unix.EPERM, ErrNoCapability.Error())
 	}
 	if p.disabled {

@@ -176,6 +176,7 @@ func TestCheck(t *testing.T) {
 		{"cut short", "dummy", cut(5000), "", refused(loader.CauseTruncated, unix.ENOEXEC)},
 		{"xz cut short", "dummy", whole("\xfd7zXZ\x00"), "", refused(loader.CauseTruncated, unix.ENOEXEC)},
 		{"damaged gzip", "dummy", whole("\x1f\x8bjunkjunkjunkjunk"), "", refused(loader.CauseMalformed, unix.ENOEXEC)},
+		{"no file", "dummy", nil, "", refused(loader.CauseNotReadable, unix.ENOENT)},
 		{"stripped", "dummy", strip, "", refused(loader.CauseStripped, unix.ENOEXEC)},
 		{"no struct module", "dummy", within(".gnu.linkonce.this_module", ".gnu.linkonce.that_module"), "", refused(loader.CauseNotModule, unix.ENOEXEC)},
 		{"other machine", "dummy", func(_ *testing.T, b []byte) []byte { b[0x12] = byte(elf.EM_AARCH64); return b }, "", refused(loader.CauseArch, unix.ENOEXEC)},
@@ -213,7 +214,11 @@ func TestCheck(t *testing.T) {
 				r.edit = within("vermagic=6.12", "vermagic=9.12")
 			}
 			t.Run(r.name, func(t *testing.T) {
-				findings := loader.Check(insertion(r.module, changed(t, index, r.module, r.edit), r.params), target)
+				path := "/no/such/file.ko"
+				if r.edit != nil {
+					path = changed(t, index, r.module, r.edit)
+				}
+				findings := loader.Check(insertion(r.module, path, r.params), target)
 				if diff := cmp.Diff(r.want, refusals(findings)); diff != "" {
 					t.Errorf("(-want +got):\n%s\n%+v", diff, findings)
 				}
@@ -290,6 +295,7 @@ func TestCheckOfPolicy(t *testing.T) {
 	}{
 		"nothing":                        {unsigned, map[string]string{enforce: "N\n", lockdown: "[none] integrity confidentiality\n"}, nil},
 		"modules_disabled":               {signed, map[string]string{"proc/sys/kernel/modules_disabled": "1\n"}, []verdict{{loader.CauseModulesDisabled, unix.EPERM}}},
+		"no capability":                  {signed, map[string]string{"proc/self/status": "Name:\tx\nCapEff:\t000001ffff7effff\n"}, []verdict{{loader.CauseNoCapability, unix.EPERM}}},
 		"blacklist":                      {signed, map[string]string{"proc/cmdline": "quiet module_blacklist=floppy,dummy\n"}, []verdict{{loader.CauseBlacklisted, unix.EPERM}}},
 		"blacklist of others":            {signed, map[string]string{"proc/cmdline": "module_blacklist=dummy module_blacklist=dummy2 blacklist=dummy\n"}, nil},
 		"enforced, unsigned":             {unsigned, map[string]string{enforce: "Y\n", "proc/keys": trusted}, []verdict{{loader.CauseUnsigned, unix.EKEYREJECTED}}},

@@ -84,7 +84,7 @@ type CheckError struct {
 
 func (e *CheckError) Error() string {
 	first := e.Findings[0]
-	if first.Errno == 0 {
+	if first.Errno == 0 || e.Unwrap() != nil { // it is not about the module
 		return fmt.Sprintf("load %s: %s", first.Module, first.Text)
 	}
 	return fmt.Sprintf("load %s: kernel %s would refuse the module: %s", first.Module, e.Release, strings.ToLower(first.Errno.Error()))

@@ -122,6 +122,7 @@ func (w *Swap) addInsert(load LoadRequest, live Live) error {
 	if i < 0 || p.Steps[i].Action != Insert {
 		return fmt.Errorf("reload %s: nothing would be inserted in its place", live.Name)
 	}
+	w.Insert.Params = strings.TrimSpace(w.Insert.Params + " " + p.Params)
 	kept, notes, err := keptParams(live, p.Steps[i])
 	if err != nil {
 		return err

@@ -32,7 +32,7 @@ func causeHints(err error) []string {
 		}
 	}
 	advice := adviceOn(cause, module, build)
-	if checked != nil {
+	if checked != nil && checked.Unwrap() == nil {
 		advice = append(advice, "load or reload --unchecked asks the kernel all the same")
 	}
 	return advice
@@ -63,6 +63,8 @@ func adviceOn(cause loader.CauseID, module, build string) []string {
 		return []string{"take " + module + " out of module_blacklist= on the kernel command line, and reboot"}
 	case loader.CauseModulesDisabled:
 		return []string{"reboot: kernel.modules_disabled cannot be taken back"}
+	case loader.CauseNoCapability:
+		return []string{"run it as root: sudo kmodctl ..."}
 	case loader.CauseParamUnknown:
 		return []string{"kmodctl info " + module + " (its parameters)", "kmodctl load --allow-unknown-parameters gives it all the same"}
 	case loader.CauseParamValue, loader.CauseParamLength, loader.CauseParamCount:
@@ -92,7 +94,7 @@ func why(e *loader.CheckError) (lines []string) {
 			lines = append(lines, fmt.Sprintf("found: %d more", n))
 		}
 	}
-	if e.Findings[0].Errno == 0 { // the error's own line has said it
+	if e.Findings[0].Errno == 0 || e.Unwrap() != nil { // the error's own line has said it
 		lines = lines[1:]
 	}
 	return lines
