@@ -117,9 +117,9 @@ func TestNamelessLinesOfTwo(t *testing.T) {
 		return unix.EKEYREJECTED
 	}
 	errs := make(chan error)
-	for _, name := range []string{"llc", "mrp"} {
+	for _, s := range []loader.Step{b.insertion("llc"), b.insertion("mrp")} {
 		go func() {
-			_, err := b.Run(context.Background(), &loader.Plan{Steps: []loader.Step{b.insertion(name)}})
+			_, err := b.Run(context.Background(), &loader.Plan{Steps: []loader.Step{s}})
 			errs <- err
 		}()
 	}
@@ -173,13 +173,14 @@ func TestPatience(t *testing.T) {
 	inInit, end := make(chan bool), make(chan bool)
 	b.Answer("mrp", loadertest.Answer{During: func() { close(inInit); <-end }})
 	done := make(chan error)
+	plan := &loader.Plan{Steps: []loader.Step{b.insertion("mrp")}}
 	go func() {
-		_, err := b.Run(context.Background(), &loader.Plan{Steps: []loader.Step{b.insertion("mrp")}})
+		_, err := b.Run(context.Background(), plan)
 		done <- err
 	}()
 	<-inInit
 	hasty := &loader.Loader{Kernel: b.Kernel, Root: b.Kernel.Root, Patience: -1}
-	if _, err := hasty.Run(t.Context(), &loader.Plan{Steps: []loader.Step{b.insertion("mrp")}}); !errors.Is(err, loader.ErrLocked) {
+	if _, err := hasty.Run(t.Context(), plan); !errors.Is(err, loader.ErrLocked) {
 		t.Errorf("got %v", err)
 	}
 	close(end)
