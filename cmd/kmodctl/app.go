@@ -64,7 +64,8 @@ func newApp(e *env) *cli.App {
 		Commands: []*cli.Command{
 			cmdNew(e), cmdConvert(e), cmdAdd(e), cmdRemove(e), cmdBuild(e), cmdInstall(e), cmdUninstall(e),
 			cmdHistory(e), cmdRollback(e), cmdPin(e), cmdUnpin(e), cmdGC(e), cmdExport(e), cmdImport(e), cmdAdopt(e),
-			cmdLoad(e), cmdExplain(e), cmdUnload(e), cmdReload(e), cmdList(e), cmdInfo(e), cmdDeps(e), cmdParams(e), cmdOptions(e), cmdEnable(e), cmdDisable(e), cmdDeny(e), cmdAllow(e), cmdStatus(e), cmdKernels(e),
+			cmdLoad(e), cmdExplain(e), cmdUnload(e), cmdReload(e), cmdList(e), cmdInfo(e), cmdDeps(e),
+			cmdParams(e), cmdOptions(e), cmdEnable(e), cmdDisable(e), cmdDeny(e), cmdAllow(e), cmdDyndbg(e), cmdEvents(e), cmdStatus(e), cmdKernels(e),
 			cmdVerify(e), cmdRepair(e),
 			cmdHook(e), cmdHooks(e), cmdPackageHook(e), cmdPackage(e), cmdDoctor(e),
 			cmdLog(e), cmdRun(e), cmdVersion(e), cmdCompletion(e), cmdGuest(e),

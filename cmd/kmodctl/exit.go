@@ -84,6 +84,7 @@ func exitCode(err error) int {
 		param    *loader.ParamError
 		late     loadTimeError
 		denied   stillDenied
+		notLive  *loader.NotLiveError
 	)
 	switch {
 	case err == nil:
@@ -96,7 +97,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &some) && some.failed < some.of:
 		return exitPartly
-	case errors.As(err, &noSource), errors.As(err, &noKernel), errors.As(err, &noModule):
+	case errors.As(err, &noSource), errors.As(err, &noKernel), errors.As(err, &noModule), errors.As(err, &notLive):
 		return exitNotFound
 	case errors.As(err, &busy), errors.Is(err, loader.ErrLocked):
 		return exitBusy
@@ -106,7 +107,7 @@ func exitCode(err error) int {
 		return guest.code
 	case errors.As(err, &refused), errors.As(err, &checked), errors.As(err, &policy), errors.As(err, &command), errors.As(err, &inUse), errors.As(err, &newer), errors.As(err, &pinned), errors.As(err, &param), errors.As(err, &late), errors.As(err, &denied), errors.Is(err, loader.ErrNoModules),
 		errors.Is(err, loader.ErrNoCapability), errors.Is(err, loader.ErrModulesDisabled), errors.Is(err, loader.ErrPermanent),
-		errors.Is(err, loader.ErrBuiltin):
+		errors.Is(err, loader.ErrBuiltin), errors.Is(err, loader.ErrNoDynamicDebug):
 		return exitRefused
 	}
 	return exitFailed

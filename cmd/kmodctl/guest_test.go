@@ -235,7 +235,7 @@ func guestChecks() int {
 		name string
 		run  func(*guest, string)
 	}{
-		{"stack", (*guest).stack}, {"params", (*guest).params}, {"hello", (*guest).hello},
+		{"stack", (*guest).stack}, {"params", (*guest).params}, {"hello", (*guest).hello}, {"follow", (*guest).follow},
 		{"chardev", (*guest).chardev}, {"procfs", (*guest).procfs}, {"sysfs", (*guest).sysfs},
 		{"in tree", (*guest).inTree}, {"refusals", (*guest).refusals}, {"status", (*guest).status},
 		{"another build", (*guest).anotherBuild}, {"pinned", (*guest).pinned},
@@ -287,7 +287,6 @@ func (g *guest) params(string) {
 		g.errorf("count=101: %v", err)
 	}
 	g.file(dir+"count", "7")
-	g.setParams(dir)
 	g.says(g.run(0, "load", "params", "count=9", "--json"), `parameter count is "7", asked for was "9": kmodctl params params count=9`)
 	g.run(0, "reload", "params", "verbose=0") // the others keep their values
 	g.file(dir+"count", "7")
@@ -297,6 +296,8 @@ func (g *guest) params(string) {
 	r := g.run(exitRefused, "reload", "params", "count=101") // no int is wrong for the check, but for the module
 	g.says(r, "the old one is live again", "kernel log: ")
 	g.file(dir+"count", "7")
+	g.setParams(dir)
+	g.dyndbg()
 	g.run(0, "unload", "params")
 	r = g.run(exitRefused, "load", "params", "count=many")
 	g.says(r, "invalid argument", "kernel log: ", "count")

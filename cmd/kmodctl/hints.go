@@ -150,6 +150,7 @@ func hints(err error) []string {
 		param    *loader.ParamError
 		late     loadTimeError
 		denied   stillDenied
+		notLive  *loader.NotLiveError
 
 		uncheckable *build.CheckError
 	)
@@ -183,6 +184,8 @@ func hints(err error) []string {
 		return nearest("", []string{param.Near})
 	case errors.As(err, &param) && param.Err == nil:
 		return []string{"kmodctl params " + param.Module}
+	case errors.As(err, &notLive):
+		return []string{fmt.Sprintf("kmodctl load %s dyndbg=+p (all messages, those of its init too)", notLive.Module)}
 	case errors.As(err, &denied):
 		return []string{"take that line away, or load it by name all the same: kmodctl load --ignore-install " + denied.module + " " + denied.module}
 	case errors.As(err, &late):

@@ -54,6 +54,8 @@ static int count_set(const char *val, const struct kernel_param *kp)
 	err = kstrtoint(val, 0, &wanted);
 	if (err)
 		return err;
+	/* Not printed until dynamic debug turns it on: kmodctl dyndbg params on. */
+	pr_debug("count: asked for %d\n", wanted);
 	if (wanted < COUNT_MIN || wanted > COUNT_MAX)
 		return -ERANGE;
 
