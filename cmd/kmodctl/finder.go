@@ -55,7 +55,7 @@ func (e *env) finder(ctx context.Context, release string) (*finder, error) {
 		return nil, err
 	}
 	if running, err := kernel.Running(); err == nil && running == release && e.root.IsHost() {
-		f.live, _ = loader.ReadState(e.root) // a kernel without modules has none that are live
+		f.live, _ = loader.PeekState(e.root) // a kernel without modules has none that are live
 	}
 	return f, nil
 }

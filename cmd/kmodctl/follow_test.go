@@ -124,6 +124,8 @@ func (g *guest) dyndbg() {
 	asked := func(n int) bool {
 		return strings.Contains(g.run(0, "log", "--dmesg", "params").out, fmt.Sprintf("asked for %d\n", n))
 	}
+	g.prints(g.run(0, "list", "params"), "params@1.0.0")
+	g.says(g.run(exitNotFound, "list", "params", "stack"), "stack is not loaded")
 	g.prints(g.run(0, "dyndbg", "params"), "count_set", "asked for %d")
 	g.run(0, "params", "params", "count=11")
 	g.run(0, "dyndbg", "params", "on", "--dry-run")
@@ -135,6 +137,6 @@ func (g *guest) dyndbg() {
 	if asked(11) || asked(12) || !asked(13) || asked(14) {
 		g.errorf("the message was printed otherwise than it was turned on and off")
 	}
-	g.says(g.run(exitNotFound, "dyndbg", "stack", "on"), "stack is not loaded", "kmodctl load stack dyndbg=+p")
+	g.says(g.run(exitNotFound, "dyndbg", "stack", "on"), "stack is not loaded", "kmodctl load stack")
 	g.says(g.run(exitUsage, "dyndbg", "nosuch*", "on"), "module name")
 }

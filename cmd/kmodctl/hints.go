@@ -185,7 +185,7 @@ func hints(err error) []string {
 	case errors.As(err, &param) && param.Err == nil:
 		return []string{"kmodctl params " + param.Module}
 	case errors.As(err, &notLive):
-		return []string{fmt.Sprintf("kmodctl load %s dyndbg=+p (all messages, those of its init too)", notLive.Module)}
+		return []string{fmt.Sprintf("kmodctl load %s (with all its debug messages: dyndbg=+p)", notLive.Module)}
 	case errors.As(err, &denied):
 		return []string{"take that line away, or load it by name all the same: kmodctl load --ignore-install " + denied.module + " " + denied.module}
 	case errors.As(err, &late):

@@ -201,14 +201,19 @@ func (s *setting) finish() error {
 	return nil
 }
 
-// noteInitramfs tells of the initramfs of each kernel, which has a copy of modprobe.d as it was when it was made.
+// noteInitramfs tells of each initramfs that holds the module: it has a copy of modprobe.d as it was when it was made.
 func (s *setting) noteInitramfs() {
 	for _, k := range s.known {
-		if image, err := s.initramfsOf(k.release); err != nil || image == "" {
+		image, err := s.initramfsOf(k.release)
+		if err != nil || image == "" || k.path == "" {
 			continue
 		}
-		if remake := s.remakeCommand(k.release); remake != nil {
-			s.note("if the initramfs of %s holds %s, remake it: %s", k.release, s.module, strings.Join(remake, " "))
+		holds, err := loader.InInitramfs(image, s.module)
+		if err != nil { // in a form that is not known here
+			s.note("whether the module is in the initramfs of %s is not known: %v", k.release, err)
+		}
+		if remake := s.remakeCommand(k.release); holds && remake != nil {
+			s.note("the initramfs of %s holds %s, with the settings of before: %s", k.release, s.module, strings.Join(remake, " "))
 		}
 	}
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/u-root/u-root/pkg/cpio"
 
 	"kmodctl/loader"
 )
@@ -135,12 +138,15 @@ func TestSettingsCommands(t *testing.T) {
 
 // TestSettingsBesideOthers: what other files say is shown with its place, and told where it stands against what was asked.
 func TestSettingsBesideOthers(t *testing.T) {
-	root := modulesRoot(t, releases(t)[0])
+	release := releases(t)[0]
+	root := modulesRoot(t, release)
 	run := inRoot(t, root)
 	for name, text := range map[string]string{
-		"etc/modprobe.d/a.conf":     "# mine\noptions dummy numdummies=1\n",
-		"lib/modprobe.d/z.conf":     "options dummy numdummies=9\ninstall vfat /bin/true\nblacklist fat\n",
-		"lib/modules-load.d/x.conf": "# x\nvfat\n",
+		"usr/sbin/update-initramfs":  "",
+		"boot/initrd.img-" + release: initramfsWith(t, "usr/lib/modules/"+release+"/kernel/fs/fat/fat.ko"),
+		"etc/modprobe.d/a.conf":      "# mine\noptions dummy numdummies=1\n",
+		"lib/modprobe.d/z.conf":      "options dummy numdummies=9\ninstall vfat /bin/true\nblacklist fat\n",
+		"lib/modules-load.d/x.conf":  "# x\nvfat\n",
 	} {
 		path := filepath.Join(root, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -181,8 +187,11 @@ func TestSettingsBesideOthers(t *testing.T) {
 	if notes, want := ask("disable", "vfat"), []string{"vfat is loaded at boot by /lib/modules-load.d/x.conf:2"}; !slices.Equal(notes, want) {
 		t.Errorf("notes %q, want %q", notes, want)
 	}
-	ask("deny", "fat", "--reason", "x")
-	if notes := ask("allow", "fat"); len(notes) != 1 || !strings.Contains(notes[0], "blacklisted at /lib/modprobe.d/z.conf:3") {
+	old := "the initramfs of " + release + " holds fat, with the settings of before: /usr/sbin/update-initramfs -u -k " + release
+	if notes := ask("deny", "fat", "--reason", "x"); !slices.Equal(notes, []string{old}) {
+		t.Errorf("notes %q, want %q", notes, old)
+	}
+	if notes := ask("allow", "fat"); len(notes) != 2 || notes[1] != old || !strings.Contains(notes[0], "blacklisted at /lib/modprobe.d/z.conf:3") {
 		t.Errorf("notes %q", notes)
 	}
 	ask("enable", "fat")
@@ -190,4 +199,15 @@ func TestSettingsBesideOthers(t *testing.T) {
 	if !strings.Contains(r.stderr, "denied at /lib/modprobe.d/z.conf:2 too") {
 		t.Errorf("allow of what another file denies: %s", r.stderr)
 	}
+}
+
+// initramfsWith is an initramfs that holds one empty file.
+func initramfsWith(t *testing.T, name string) string {
+	t.Helper()
+	var b bytes.Buffer
+	w := cpio.Newc.Writer(&b)
+	if err := errors.Join(w.WriteRecord(cpio.StaticFile(name, "", 0o644)), cpio.WriteTrailer(w)); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
 }
