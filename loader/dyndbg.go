@@ -26,7 +26,7 @@ type DebugMessage struct {
 	Line     int    `json:"line"`
 	Function string `json:"function"`
 	Flags    string `json:"flags"` // p when it prints, _ for none; f, l, m, t and s decorate
-	Text     string `json:"text"`  // the format, with octal escapes
+	Text     string `json:"text"`  // the format, with the escapes of C
 }
 
 // On reports whether the message is printed.
@@ -101,7 +101,7 @@ func parseDebug(r io.Reader, module string) (all []DebugMessage, err error) {
 			continue
 		}
 		line, _ := strconv.Atoi(m[2]) // digits, as the pattern says; 0 if there are too many
-		all = append(all, DebugMessage{m[1], line, m[4], m[5], strings.TrimSuffix(m[6], `\012`)})
+		all = append(all, DebugMessage{m[1], line, m[4], m[5], strings.TrimSuffix(strings.TrimSuffix(m[6], `\n`), `\012`)})
 	}
 	return all, lines.Err()
 }

@@ -74,7 +74,7 @@ func TestParseDebug(t *testing.T) {
 	const control = "# filename:lineno [module]function flags format\n" +
 		"init/main.c:1182 [main]initcall_blacklist =p \"blacklisting initcall %s\\012\"\n" +
 		"drivers/net/x.c:7 [snd_x]x_open =_ \"a \\042b\\042: %d\\012\"\n" +
-		"drivers/net/x.c:9 [snd_x]x_close =pmf \"c = d [e]f =_ \\\"g\\\"\" class:X\n" +
+		"drivers/net/x.c:9 [snd_x]x_close =pmf \"c = d [e]f =_ \\\"g\\\"\\n\" class:X\n" +
 		"nonsense\n"
 	got, err := parseDebug(strings.NewReader(control), "snd_x")
 	want := []DebugMessage{{"drivers/net/x.c", 7, "x_open", "_", `a \042b\042: %d`}, {"drivers/net/x.c", 9, "x_close", "pmf", `c = d [e]f =_ \"g\"`}}

@@ -121,20 +121,17 @@ func (g *guest) follow(string) {
 
 // dyndbg turns the debug messages of the live module params on and off, and looks at the kernel log.
 func (g *guest) dyndbg() {
-	asked := func(n int) bool {
-		return strings.Contains(g.run(0, "log", "--dmesg", "params").out, fmt.Sprintf("asked for %d\n", n))
-	}
 	g.prints(g.run(0, "list", "params"), "params@1.0.0")
 	g.says(g.run(exitNotFound, "list", "params", "stack"), "stack is not loaded")
 	g.prints(g.run(0, "dyndbg", "params"), "count_set", "asked for %d")
 	g.run(0, "params", "params", "count=11")
 	g.run(0, "dyndbg", "params", "on", "--dry-run")
 	g.run(0, "params", "params", "count=12")
-	g.says(g.run(0, "dyndbg", "params", "on"), "of 1 debug messages of params 1 are on")
+	g.says(g.run(0, "dyndbg", "params", "on"), "debug messages of params") // among them those of kernel/params.c, which has the same name
 	g.run(0, "params", "params", "count=13")
 	g.run(0, "dyndbg", "params", "off", "--json")
 	g.run(0, "params", "params", "count=14")
-	if asked(11) || asked(12) || !asked(13) || asked(14) {
+	if log := g.run(0, "log", "--dmesg", "params").out; strings.Count(log, "asked for") != 1 || !strings.Contains(log, "asked for 13\n") {
 		g.errorf("the message was printed otherwise than it was turned on and off")
 	}
 	g.says(g.run(exitNotFound, "dyndbg", "stack", "on"), "stack is not loaded", "kmodctl load stack")
