@@ -123,7 +123,6 @@ func TestHints(t *testing.T) {
 		{otherPin{pin: registry.Pin{Package: "hello", Release: "6.1.0"}}, "kmodctl unpin hello -k 6.1.0"},
 		{&loader.ParamError{Module: "hello", Param: "cuont=1", Near: "count"}, "count (the nearest name)"},
 		{&loader.ParamError{Module: "hello", Param: "count=x"}, "kmodctl params hello"},
-		{&loader.NotLiveError{Module: "hello"}, "kmodctl load hello (with all"},
 		{stillDenied{module: "hello"}, "--ignore-install hello hello"},
 		{loadTimeError{module: "hello", sets: []string{"a=1", "b=x y"}}, "kmodctl load hello a=1 'b=x y'"},
 		{loadTimeError{module: "hello", state: "live", sets: []string{"a=1"}}, "kmodctl reload hello a=1"},

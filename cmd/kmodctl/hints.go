@@ -130,7 +130,6 @@ func hints(err error) []string {
 		inUse    *loader.InUseError
 		stuck    *loader.StuckError
 		noWay    *loader.NoWayBackError
-		notLive  *loader.NotLiveError
 		damaged  *registry.CorruptError
 		owned    *registry.OwnedError
 		one      *registry.PackageError
@@ -184,8 +183,6 @@ func hints(err error) []string {
 		return nearest("", []string{param.Near})
 	case errors.As(err, &param) && param.Err == nil:
 		return []string{"kmodctl params " + param.Module}
-	case errors.As(err, &notLive):
-		return []string{fmt.Sprintf("kmodctl load %s (with all its debug messages: dyndbg=+p)", notLive.Module)}
 	case errors.As(err, &denied):
 		return []string{"take that line away, or load it by name all the same: kmodctl load --ignore-install " + denied.module + " " + denied.module}
 	case errors.As(err, &late):
