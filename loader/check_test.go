@@ -195,7 +195,10 @@ func TestCheck(t *testing.T) {
 		{"parameter of another type", "dummy", end(""), "numdummies=two", refused(loader.CauseParamValue, unix.EINVAL)},
 		{"parameter without a value", "dummy", end(""), "numdummies", refused(loader.CauseParamValue, unix.EINVAL)},
 		{"parameter out of range", "dummy", end(""), "numdummies=99999999999", refused(loader.CauseParamValue, unix.ERANGE)},
-		{"parameter of text too long", "loop", end(""), "max_loop=1 lo_text=" + strings.Repeat("x", 1025), refused(loader.CauseParamUnknown, 0)},
+		{"too many values", "sunhme", end(""), "macaddr=1,2,3,4,5,6,7", refused(loader.CauseParamCount, unix.EINVAL)},
+		{"as many values as there can be", "sunhme", end(""), "macaddr=1,2,3,4,5,6", nil},
+		{"text too long", "dell_rbu", end(""), "image_type=" + strings.Repeat("x", 80), refused(loader.CauseParamLength, unix.ENOSPC)},
+		{"text", "dell_rbu", end(""), "image_type=packet", nil},
 		{"damaged signature", "dummy", end("junk\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x04" + modsig.Magic), "", refused(loader.CauseSignatureDamaged, unix.EBADMSG)},
 		{"signature of no known kind", "dummy", end("junk\x00\x00\x07\x00\x00\x00\x00\x00\x00\x00\x00\x04" + modsig.Magic), "", nil},
 	}

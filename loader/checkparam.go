@@ -23,19 +23,37 @@ func (c *check) parameters(info *ko.Info, s Step) {
 		var wrong *ParamError
 		if err := CheckParam(info, arg); errors.As(err, &wrong) {
 			c.parameter(wrong, slices.Contains(given, arg))
-		} else if name, value, _ := strings.Cut(arg, "="); len(value) > maxCharp && isCharp(info, name) {
-			c.refuse(CauseParamLength, unix.ENOSPC, fmt.Sprintf("the value of parameter %s is too long", name), fmt.Sprintf("%d bytes, the kernel takes %d", len(value), maxCharp))
+		} else {
+			c.room(info, arg)
 		}
 	}
 }
 
-// maxCharp is what param_set_charp of kernel/params.c takes.
-const maxCharp = 1024
-
-func isCharp(info *ko.Info, name string) bool {
-	return slices.ContainsFunc(info.Params, func(p ko.Param) bool {
-		return p.Type == "charp" && ko.NormalizeName(p.Name) == ko.NormalizeName(name)
-	})
+// room judges how much a parameter is given: param_array, param_set_charp and param_set_copystring of kernel/params.c.
+func (c *check) room(info *ko.Info, arg string) {
+	name, value, _ := strings.Cut(arg, "=")
+	at := slices.IndexFunc(info.Params, func(p ko.Param) bool { return ko.NormalizeName(p.Name) == ko.NormalizeName(name) })
+	if at < 0 {
+		return // one of every module
+	}
+	const charp = 1024
+	p, most := info.Params[at], 0
+	switch {
+	case strings.HasPrefix(p.Type, "array of "):
+		if n := strings.Count(value, ",") + 1; p.Max > 0 && n > p.Max {
+			c.refuse(CauseParamCount, unix.EINVAL, fmt.Sprintf("parameter %s takes at most %d values", p.Name, p.Max), fmt.Sprintf("%d values", n))
+		}
+		return
+	case p.Type == "charp":
+		most = charp
+	case p.Type == "string" && p.Max > 0:
+		most = p.Max - 1
+	default:
+		return
+	}
+	if len(value) > most {
+		c.refuse(CauseParamLength, unix.ENOSPC, fmt.Sprintf("the text for parameter %s is longer than %d bytes", p.Name, most), fmt.Sprintf("%d bytes", len(value)))
+	}
 }
 
 func (c *check) parameter(wrong *ParamError, given bool) {

@@ -62,7 +62,7 @@ func fileText(t *testing.T, path string) []byte {
 func TestBuiltin(t *testing.T) {
 	text := []byte("snd.license=GPL\x00snd_x.parm=a:first\x00snd_x.parmtype=a:int\x00snd_x.license=GPL v2\x00")
 	info := Builtin(text, "snd-x")
-	if info == nil || info.Name != "snd_x" || info.License != "GPL v2" || len(info.Params) != 1 || info.Params[0] != (Param{"a", "int", "first"}) {
+	if info == nil || info.Name != "snd_x" || info.License != "GPL v2" || len(info.Params) != 1 || info.Params[0] != (Param{Name: "a", Type: "int", Description: "first"}) {
 		t.Errorf("snd-x is %+v", info)
 	}
 	if info := Builtin(text, "snd_"); info != nil {

@@ -85,6 +85,7 @@ type Param struct {
 	Name        string `json:"name"`
 	Type        string `json:"type,omitempty"` // "int", "array of charp"; "" when the module does not say
 	Description string `json:"description,omitempty"`
+	Max         int    `json:"max,omitempty"` // of an array its most values, of a string its most bytes with the NUL behind it; 0 when not known
 }
 
 // Open reads the module at path. What is not a regular file is refused. A file

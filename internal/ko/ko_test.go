@@ -89,7 +89,7 @@ func TestReadEveryMachine(t *testing.T) {
 					{Name: "export_a", CRC: crcs["export_a"], HasCRC: true},
 					{Name: "export_b", GPL: true, Namespace: "NS_B", CRC: crcs["export_b"], HasCRC: true},
 				},
-				Params: []Param{{"first", "array of uint", "what it does: all"}, {"last", "int", ""}, {Name: "bare"}},
+				Params: []Param{{Name: "first", Type: "array of uint", Description: "what it does: all"}, {Name: "last", Type: "int"}, {Name: "bare"}},
 				Size:   int64(len(data)),
 			}
 			if diff := cmp.Diff(want, got); diff != "" {
@@ -248,6 +248,24 @@ func TestWriteExec(t *testing.T) {
 	patchFlags(t, module, ".text", elf.SHF_WRITE)
 	if info, err := Read(module); err != nil || !slices.Equal(info.WriteExec, []string{".text"}) {
 		t.Errorf("writable .text: %+v, %v", info, err)
+	}
+}
+
+// What an array or a string can hold is in the module's data alone.
+func TestLimits(t *testing.T) {
+	f := x86()
+	f.add(".rodata", f.u32(f.u32(nil, 8), 3))
+	f.symbol("__param_arr_first", elf.STB_LOCAL, ".rodata", 4)
+	f.symbol("__param_string_last", elf.STB_LOCAL, ".rodata", 0)
+	f.symbol("__param_string_bare", elf.STB_LOCAL, ".rodata", 6) // reaches behind the end
+	info, err := Read(f.bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []int{3, 8, 0} {
+		if p := info.Params[i]; p.Max != want {
+			t.Errorf("%+v, want at most %d", p, want)
+		}
 	}
 }
 

@@ -44,7 +44,25 @@ func (i *Info) readSymbols(o *object) error {
 		i.Imports = append(i.Imports, Import{Name: string(s.name), CRC: crc, HasCRC: ok, Weak: s.bind == elf.STB_WEAK})
 	}
 	i.Exports = o.exports(symbols)
+	i.readLimits(o, symbols)
 	return nil
+}
+
+// readLimits reads how much an array or a string can hold: the first word of struct kparam_array and of struct kparam_string,
+// linux/moduleparam.h.
+func (i *Info) readLimits(o *object, symbols []symbol) {
+	for _, s := range symbols {
+		name, isArray := strings.CutPrefix(string(s.name), "__param_arr_")
+		name, isString := strings.CutPrefix(name, "__param_string_")
+		at := o.sectionOf(s)
+		if !isArray && !isString || at == nil || at.size < 4 || s.value > at.size-4 {
+			continue
+		}
+		n := slices.IndexFunc(i.Params, func(p Param) bool { return p.Name == name })
+		if limit := o.order.Uint32(o.bytes(at)[s.value:]); n >= 0 && limit <= 1<<30 {
+			i.Params[n].Max = int(limit)
+		}
+	}
 }
 
 // symbols reads the symbol table. There is exactly one in what a kernel takes.
