@@ -71,8 +71,8 @@ const (
 // The kernel's state, and the module's own init function.
 const (
 	CauseBuiltinName CauseID = "builtin-name" // a module of that name is part of the kernel
-	CauseRaced       CauseID = "load-raced"   // another load of it was under way
 	CausePercpu      CauseID = "percpu-memory"
+	CauseMemory      CauseID = "memory"
 	CauseInit        CauseID = "init-refused"
 	CauseTaint       CauseID = "taint" // a warning: the kernel will be marked
 	CauseBusy        CauseID = "busy"  // of a removal: it is in its init or exit function, or has no exit function

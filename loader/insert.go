@@ -103,7 +103,7 @@ func (r *runner) finit(ctx context.Context, m *module, params string, log *windo
 	}
 	err := try()
 	for _, d := range twinRetries {
-		if !errors.Is(err, unix.EBUSY) {
+		if !errors.Is(err, unix.EBUSY) || log.has(gaveUp) {
 			break
 		}
 		if err := pause(ctx, d); err != nil {

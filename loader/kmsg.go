@@ -136,6 +136,11 @@ var undecompressed = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`decompress|compressed (module|data)`)
 })
 
+// gaveUp is the line about a dependency that was in its init for 30 seconds: the EBUSY that no second try will mend.
+var gaveUp = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`gave up waiting for init of module`)
+})
+
 // window is the kernel's log during one system call.
 type window struct {
 	kmsg     *kmsg

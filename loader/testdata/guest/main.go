@@ -188,7 +188,7 @@ func (g *guest) foreign() {
 
 func (g *guest) answers() {
 	g.refused(g.plan("answers", "ret=-17"), unix.EEXIST, "the module's own init returned it: something that it registers exists already")
-	g.refused(g.plan("answers", "ret=-16"), unix.EBUSY, "another load of the same module failed meanwhile, or the module's own init returned it")
+	g.refused(g.plan("answers", "ret=-16"), unix.EBUSY, "the module's own init returned it, or another load of the same module kept failing meanwhile")
 	g.refused(g.plan("answers", "ret=-5"), unix.EIO, "the module's own init returned it")
 	g.refused(g.plan("answers", "ret=many"), unix.EINVAL, `"many" is not a value for parameter ret`)
 
