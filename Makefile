@@ -1,5 +1,5 @@
 # kmodctl's make targets. Each is .PHONY: `build` is a folder here.
-.PHONY: all build demo test setup check unit oracle fuzz e2e registry torture bench bench-dkms debian test-debian docs packages clean
+.PHONY: all build demo test setup check unit oracle fuzz loader e2e registry torture bench bench-dkms debian test-debian docs packages clean
 
 GO      ?= go
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo devel)
@@ -26,6 +26,7 @@ test:
 	$(PART) unit  'unit tests, race detector' $(MAKE) unit
 	$(PART) ko    'every .ko against modinfo' $(MAKE) oracle
 	$(PART) fuzz  'fuzzers, 20,000 inputs each' $(MAKE) fuzz
+	$(PART) loader 'the loader on real kernels: every refusal and its cause' $(MAKE) loader
 	$(PART) registry 'the registry: faults, kills, full disks' $(MAKE) registry
 	$(PART) main  'the main job on real kernels' $(MAKE) e2e
 	$(PART) debian 'Debian: dkms replaced, kernels and packages come and go' $(MAKE) debian
@@ -45,7 +46,7 @@ check:
 # internal/vm and cmd boot kernels: they are e2e's, but for what runs on several cores. The children of internal/dkms have
 # less memory than the race detector asks for.
 unit:
-	CGO_ENABLED=1 $(TEST) -timeout 30m -race -short $$($(GO) list ./... | grep -v -e '/internal/vm$$' -e /cmd/ -e /internal/dkms)
+	CGO_ENABLED=1 $(TEST) -timeout 30m -race -short -skip '$(LOADER)' $$($(GO) list ./... | grep -v -e '/internal/vm$$' -e /cmd/ -e /internal/dkms)
 	CGO_ENABLED=0 $(TEST) -timeout 30m ./internal/dkms
 	CGO_ENABLED=1 $(TEST) -race -tags $(TAGS) -run ManyPackages ./cmd/kmodctl
 
@@ -56,6 +57,11 @@ oracle:
 FUZZTIME ?= 20000x
 fuzz:
 	.ci/fuzz $(FUZZTIME)
+
+# What boots kernels; its log has the table of refusals. The test binary is the guest's init, so it has to be static.
+LOADER := ^(TestRefusals|TestOnRealKernels)$$
+loader:
+	CGO_ENABLED=0 $(TEST) -timeout 30m -run '$(LOADER)' -v ./loader
 
 e2e: all
 	CGO_ENABLED=0 $(TEST) -timeout 30m ./internal/vm

@@ -16,11 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestMain(m *testing.M) {
-	Stage()
-	os.Exit(m.Run())
-}
-
 // noModule is a name that no kernel has: whatever kernel this is, asking it to remove that changes nothing.
 const noModule = "kmodctl_test_of_no_module"
 
