@@ -69,7 +69,7 @@ func (l *Loader) Close() {
 
 // Result is what Run did.
 type Result struct {
-	Done []StepResult `json:"done"`
+	Done []StepResult `json:"done,omitempty"`
 }
 
 // The outcomes of a step besides "already live", "built into the kernel" and
