@@ -113,7 +113,7 @@ func (l *Loader) Run(ctx context.Context, p *Plan) (Result, error) {
 			return Result{}, p.Steps[i].errorf("%w", err)
 		}
 	}
-	r := runner{Loader: l, steps: p.Steps, done: make([]*StepResult, len(p.Steps))}
+	r := runner{Loader: l, asked: p.Asked, steps: p.Steps, done: make([]*StepResult, len(p.Steps))}
 	var note string
 	var err error
 	if r.locks, err = openLocks(under(l.Root, runDir)); err != nil {
@@ -140,6 +140,7 @@ func (l *Loader) Run(ctx context.Context, p *Plan) (Result, error) {
 // runner is one run of a plan.
 type runner struct {
 	*Loader
+	asked []string
 	steps []Step
 	done  []*StepResult // nil: not yet, or failed
 	locks *locks        // nil: there are none
@@ -155,7 +156,7 @@ func (r *runner) run(ctx context.Context) error {
 	}
 	ends := make(chan end)
 	begun, over := make([]bool, len(r.steps)), make([]bool, len(r.steps))
-	errs := make([]error, len(r.steps))
+	errs, missed := make([]error, len(r.steps)), make([]error, len(r.steps))
 	for running, failed := 0, false; ; {
 		for i := range r.steps {
 			if failed || begun[i] || running == parallel || !r.ready(i, over) {
@@ -169,7 +170,7 @@ func (r *runner) run(ctx context.Context) error {
 			}()
 		}
 		if running == 0 {
-			return cmp.Or(errs...)
+			return cmp.Or(cmp.Or(errs...), r.nothing(missed))
 		}
 		e := <-ends
 		running--
@@ -178,11 +179,26 @@ func (r *runner) run(ctx context.Context) error {
 		case e.err == nil:
 			r.done[e.step] = &e.result
 		case s.Optional && ctx.Err() == nil:
-			r.done[e.step] = failure(s, e.err)
+			r.done[e.step], missed[e.step] = failure(s, e.err), e.err
 		default:
 			errs[e.step], failed = e.err, true
 		}
 	}
+}
+
+// nothing is the failure of a load of several modules, each of which might fail
+// alone (an alias stands for them), when all of them did. missed is by step.
+func (r *runner) nothing(missed []error) (err error) {
+	for i, s := range r.steps {
+		if !slices.Contains(r.asked, s.Module) {
+			continue
+		}
+		if missed[i] == nil {
+			return nil
+		}
+		err = cmp.Or(err, missed[i])
+	}
+	return err
 }
 
 // ready reports whether the earlier steps that step i needs are over.

@@ -459,3 +459,30 @@ func TestRemoveAnswers(t *testing.T) {
 		})
 	}
 }
+
+// TestAliasOfSeveral: of the drivers that a device's name stands for, one may
+// refuse. All of them must not.
+func TestAliasOfSeveral(t *testing.T) {
+	eachBench(t, func(b *bench) {
+		root := fabricated(b, map[string]string{"etc/modprobe.d/a.conf": "alias device mrp\nalias device llc\n"})
+		load := func() (loader.Result, error) {
+			p, err := loader.PlanLoad(loader.LoadRequest{Name: "device", Index: b.index, Config: loader.ReadConfig(root, false), Release: b.release})
+			if err != nil {
+				b.Fatal(err)
+			}
+			return b.Run(b.Context(), p)
+		}
+		b.Answer("mrp", loadertest.Answer{Errno: unix.ENODEV, InInit: true})
+		res, err := load()
+		if err != nil || len(res.Done) != 2 || res.Done[0].Outcome == res.Done[1].Outcome {
+			b.Errorf("one of two: %v, %+v", err, res.Done)
+		}
+		if _, err := b.unload("llc", false); err != nil {
+			b.Error(err)
+		}
+		b.Answer("llc", loadertest.Answer{Errno: unix.EIO, InInit: true})
+		if _, err := load(); !errors.Is(err, unix.ENODEV) {
+			b.Errorf("two of two: %v", err)
+		}
+	})
+}
