@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -73,12 +72,12 @@ func Look(ctx context.Context, j Job, c Check) ([]Finding, error) {
 
 // plainName is a file name that needs no quoting: checkpatch.pl hands names to a shell, and
 // make knows no others.
-var plainName = regexp.MustCompile(`^[\w./+@%=,-]+$`)
+var plainName = anyOf(`^[\w./+@%=,-]+$`)
 
 // codeIn lists the C files of a source.
 func codeIn(dir string) (files []string, err error) {
 	err = fs.WalkDir(os.DirFS(dir), ".", func(name string, d fs.DirEntry, err error) error {
-		if ext := path.Ext(name); err == nil && d.Type().IsRegular() && (ext == ".c" || ext == ".h") && plainName.MatchString(name) {
+		if ext := path.Ext(name); err == nil && d.Type().IsRegular() && (ext == ".c" || ext == ".h") && plainName().MatchString(name) {
 			files = append(files, "./"+name) // none is an option
 		}
 		return err
@@ -174,8 +173,8 @@ func (r *run) checkVariables() (vars []string, err error) {
 
 // Lines of compilers and checkers, and how sparse goes on.
 var (
-	findingLine = regexp.MustCompile(`^([^\s:]+):(\d+):(?:(\d+):)? (?:fatal )?(?i:(error|warning|check)): (.+)$`)
-	detailLine  = regexp.MustCompile(`^([^\s:]+):(\d+):(\d+):    (\S.*)$`)
+	findingLine = anyOf(`^([^\s:]+):(\d+):(?:(\d+):)? (?:fatal )?(?i:(error|warning|check)): (.+)$`)
+	detailLine  = anyOf(`^([^\s:]+):(\d+):(\d+):    (\S.*)$`)
 )
 
 // finding reads a line of the log. What sparse adds to the finding before it, "expected" and "got",
@@ -183,7 +182,7 @@ var (
 func (r *run) finding(line string) (f Finding, ok bool) {
 	line = strings.ToValidUTF8(line, "?")
 	name := func(s string) string { return path.Clean(strings.TrimPrefix(s, r.wall.work()+"/")) }
-	if m := detailLine.FindStringSubmatch(line); m != nil {
+	if m := detailLine().FindStringSubmatch(line); m != nil {
 		for i, f := range slices.Backward(r.findings) {
 			if f.File == name(m[1]) && strconv.Itoa(f.Line) == m[2] && strconv.Itoa(f.Column) == m[3] {
 				r.findings[i].Text += "; " + m[4]
@@ -192,7 +191,7 @@ func (r *run) finding(line string) (f Finding, ok bool) {
 		}
 		return f, false
 	}
-	m := findingLine.FindStringSubmatch(line)
+	m := findingLine().FindStringSubmatch(line)
 	if m == nil {
 		return f, false
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -154,13 +153,13 @@ func (s *Jobserver) open() (ends []*os.File, err error) {
 	return ends, nil
 }
 
-var makeVersion = regexp.MustCompile(`^GNU Make (\d+)\.(\d+)`)
+var makeVersion = anyOf(`^GNU Make (\d+)\.(\d+)`)
 
 // flags tells make of the tokens. From 4.4 on it is given the fifo's name, which also
 // reaches those makes that have lost their descriptors.
 func (s *Jobserver) flags(fifo string) string {
 	auth := fmt.Sprintf("%d,%d", jobsFD, jobsFD+1)
-	if v := makeVersion.FindStringSubmatch(s.make); v != nil {
+	if v := makeVersion().FindStringSubmatch(s.make); v != nil {
 		major, _ := strconv.Atoi(v[1])
 		minor, _ := strconv.Atoi(v[2])
 		if major > 4 || major == 4 && minor >= 4 {

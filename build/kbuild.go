@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -306,7 +305,7 @@ func (r *run) step(ctx context.Context, name string, argv ...string) error {
 	r.at, r.telling = name, telling{}
 	out := &lines{to: r.Log, each: func(line string) {
 		r.telling.read(line)
-		if short := shortLog.FindStringSubmatch(line); short != nil {
+		if short := shortLog().FindStringSubmatch(line); short != nil {
 			r.tell(name, short[1]+" "+strings.TrimPrefix(short[2], r.wall.work()+"/"))
 		}
 	}}
@@ -320,7 +319,7 @@ func (r *run) step(ctx context.Context, name string, argv ...string) error {
 }
 
 // shortLog is how kbuild says what it makes: "  CC [M]  /tmp/kmodctl/hello-1.0/hello.o".
-var shortLog = regexp.MustCompile(`^  ([A-Z]+) (?:\[M\])? +(\S+)$`)
+var shortLog = anyOf(`^  ([A-Z]+) (?:\[M\])? +(\S+)$`)
 
 func (r *run) tell(step, what string) {
 	if r.At != nil {

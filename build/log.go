@@ -83,17 +83,18 @@ func (t *telling) read(line string) {
 	}
 }
 
-// anyOf is compiled when the first log is read: most commands read none.
+// anyOf is a regular expression that is compiled when it is needed: most commands
+// need few, and wait for all at their start.
 func anyOf(patterns ...string) func() *regexp.Regexp {
 	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(strings.Join(patterns, "|")) })
 }
 
 // noRule is make's, who does not know of which sources an object can be made.
-var noRule = regexp.MustCompile("No rule to make target [`']([^']+)\\.o', needed by ")
+var noRule = anyOf("No rule to make target [`']([^']+)\\.o', needed by ")
 
 // noSource says which file is missing for an object that kbuild was told to make.
 func noSource(source, line string) (string, bool) {
-	found := noRule.FindStringSubmatch(line)
+	found := noRule().FindStringSubmatch(line)
 	if found == nil || !filepath.IsLocal(found[1]) {
 		return "", false
 	}
@@ -114,7 +115,7 @@ func noSource(source, line string) (string, bool) {
 	return fmt.Sprintf("%s names %s.o, but there is no %[2]s.c (or .S, .rs)", lists, found[1]), true
 }
 
-var position = regexp.MustCompile(`^([^\s:]+):(\d+)(:\d+)?: `)
+var position = anyOf(`^([^\s:]+):(\d+)(:\d+)?: `)
 
 // explain returns the telling line, its path relative to the source, and the line
 // of the source that it points at. The copy is at source; work is its path in the
@@ -135,7 +136,7 @@ func (t *telling) explain(source, work string) (line string, code []string) {
 	if why, ok := noSource(source, line); ok {
 		return why, nil
 	}
-	at := position.FindStringSubmatch(line)
+	at := position().FindStringSubmatch(line)
 	if at == nil {
 		return line, nil
 	}

@@ -3,7 +3,6 @@ package build
 import (
 	"fmt"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -12,12 +11,12 @@ import (
 
 var (
 	// A package's name and version become file names, and NAME@VERSION on the command line.
-	namePattern   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~-]*$`)
-	modulePattern = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
-	targetPattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_./-]*$`)
-	configPattern = regexp.MustCompile(`^!?[A-Za-z0-9_]+$`)
-	archPattern   = regexp.MustCompile(`^[a-z0-9_]+$`)
-	placeholder   = regexp.MustCompile(`\{[A-Za-z_]+\}`)
+	namePattern   = anyOf(`^[A-Za-z0-9][A-Za-z0-9._+~-]*$`)
+	modulePattern = anyOf(`^[A-Za-z0-9_-]+$`)
+	targetPattern = anyOf(`^[A-Za-z0-9_][A-Za-z0-9_./-]*$`)
+	configPattern = anyOf(`^!?[A-Za-z0-9_]+$`)
+	archPattern   = anyOf(`^[a-z0-9_]+$`)
+	placeholder   = anyOf(`\{[A-Za-z_]+\}`)
 )
 
 const (
@@ -91,7 +90,7 @@ func badName(s string) string {
 		return fmt.Sprintf("%q holds a slash", s)
 	case len(s) > nameLen:
 		return fmt.Sprintf("is longer than %d characters", nameLen)
-	case !namePattern.MatchString(s):
+	case !namePattern().MatchString(s):
 		return fmt.Sprintf("%q must start with a letter or digit and hold only these and . _ + ~ -", s)
 	}
 	return ""
@@ -135,7 +134,7 @@ func badModule(s string) string {
 		return fmt.Sprintf("%q is a file: the name goes without .ko", s)
 	case len(s) > moduleLen:
 		return fmt.Sprintf("is longer than %d characters", moduleLen)
-	case !modulePattern.MatchString(s):
+	case !modulePattern().MatchString(s):
 		return fmt.Sprintf("%q may hold only letters, digits, _ and -", s)
 	}
 	return ""
@@ -166,7 +165,7 @@ func validateKernels(k Kernels, keys *manifestKeys) *ManifestError {
 		if strings.HasPrefix(strings.TrimPrefix(c, "!"), "CONFIG_") {
 			return keys.bad(key, fmt.Sprintf("%q goes without CONFIG_", c))
 		}
-		if !configPattern.MatchString(c) {
+		if !configPattern().MatchString(c) {
 			return keys.bad(key, fmt.Sprintf(`%q is neither "OPTION" nor "!OPTION"`, c))
 		}
 	}
@@ -176,7 +175,7 @@ func validateKernels(k Kernels, keys *manifestKeys) *ManifestError {
 		if right, ok := map[string]string{"amd64": "x86_64", "x86": "x86_64", "arm64": "aarch64"}[a]; ok {
 			return keys.bad(key, fmt.Sprintf("%q is %q in uname -m", a, right))
 		}
-		if !archPattern.MatchString(a) {
+		if !archPattern().MatchString(a) {
 			return keys.bad(key, fmt.Sprintf("%q is not a name of uname -m", a))
 		}
 	}
@@ -213,7 +212,7 @@ func validateRecipe(r Recipe, keys *manifestKeys) *ManifestError {
 		return keys.bad("build.targets", "is empty")
 	}
 	for i, t := range r.Targets {
-		if !targetPattern.MatchString(t) || slices.Contains(strings.Split(t, "/"), "..") {
+		if !targetPattern().MatchString(t) || slices.Contains(strings.Split(t, "/"), "..") {
 			return keys.bad(fmt.Sprintf("build.targets[%d]", i), fmt.Sprintf("%q is not a target of make", t))
 		}
 	}
@@ -227,7 +226,7 @@ func validateRecipe(r Recipe, keys *manifestKeys) *ManifestError {
 			if strings.ContainsRune(arg, 0) {
 				return keys.bad(word, "holds a NUL byte")
 			}
-			for _, p := range placeholder.FindAllString(arg, -1) {
+			for _, p := range placeholder().FindAllString(arg, -1) {
 				if !slices.Contains(placeholders, p) {
 					return keys.bad(word, fmt.Sprintf("holds the unknown placeholder %s: known are %s", p, strings.Join(placeholders, " ")))
 				}

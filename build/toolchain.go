@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 )
 
@@ -47,9 +46,9 @@ func toolIdentity(path string) (string, error) {
 }
 
 var (
-	compilerName  = regexp.MustCompile(`^[A-Za-z0-9_.+-]+$`)
-	inParentheses = regexp.MustCompile(`\([^()]*\)`)
-	versionNumber = regexp.MustCompile(`(?:^|\s)(\d+)\.[\d.]+`)
+	compilerName  = anyOf(`^[A-Za-z0-9_.+-]+$`)
+	inParentheses = anyOf(`\([^()]*\)`)
+	versionNumber = anyOf(`(?:^|\s)(\d+)\.[\d.]+`)
 )
 
 // findToolchain picks the compiler that built the kernel, as its
@@ -91,7 +90,7 @@ func candidates(text, major string) (names []string) {
 	if isClang(text) {
 		return []string{"clang-" + major, "clang"}
 	}
-	if first, _, _ := strings.Cut(text, " "); compilerName.MatchString(first) {
+	if first, _, _ := strings.Cut(text, " "); compilerName().MatchString(first) {
 		names = append(names, first)
 		if i := strings.LastIndex(first, "gcc"); i > 0 {
 			names = append(names, first[i:]) // without x86_64-linux-gnu-
@@ -106,7 +105,7 @@ func candidates(text, major string) (names []string) {
 func isClang(text string) bool { return strings.Contains(text, "clang version") }
 
 func majorOf(text string) string {
-	if m := versionNumber.FindStringSubmatch(inParentheses.ReplaceAllString(text, "")); m != nil {
+	if m := versionNumber().FindStringSubmatch(inParentheses().ReplaceAllString(text, "")); m != nil {
 		return m[1]
 	}
 	return ""

@@ -145,7 +145,7 @@ func installed(t *testing.T, r *Registry, root kernel.Root) []string {
 		t.Fatalf("modules.dep names %q of our folder, rows %q", got, want)
 	}
 	must(t, filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
-		if strings.HasPrefix(d.Name(), tempName) || depmodTemp.MatchString(d.Name()) {
+		if strings.HasPrefix(d.Name(), tempName) || depmodTemp().MatchString(d.Name()) {
 			t.Errorf("left behind: %s", p)
 		}
 		return err

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -316,7 +317,7 @@ func (m *modules) settle() error {
 
 // depmodTemp is the name of a file that depmod is writing: name, pid, microseconds
 // and seconds (kmod, tools/depmod.c, depmod_output).
-var depmodTemp = regexp.MustCompile(`^modules\.[a-z.]+\.([0-9]+)\.[0-9]+\.[0-9]+$`)
+var depmodTemp = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^modules\.[a-z.]+\.([0-9]+)\.[0-9]+\.[0-9]+$`) })
 
 // sweep removes temporary names: ours, and those of a depmod that was killed.
 func (m *modules) sweep() error {
@@ -333,7 +334,7 @@ func (m *modules) sweep() error {
 	index, err := readNames(m.tree, ".")
 	errs = append(errs, err)
 	for _, name := range index {
-		if found := depmodTemp.FindStringSubmatch(name); found != nil && !depmodRuns(found[1]) {
+		if found := depmodTemp().FindStringSubmatch(name); found != nil && !depmodRuns(found[1]) {
 			errs = append(errs, ignoreAbsent(m.tree.Remove(name)))
 		}
 	}

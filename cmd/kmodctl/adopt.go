@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/urfave/cli/v2"
 
@@ -80,7 +81,7 @@ type adopted struct {
 }
 
 // dkmsRelease is how the name of a kernel begins in the tree of DKMS.
-var dkmsRelease = regexp.MustCompile(`^[0-9]+\.`)
+var dkmsRelease = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9]+\.`) })
 
 // dkmsOnDisk are the modules in the tree of DKMS, judged as DKMS judges them: of a tree, nothing else tells what was
 // done. It changes nothing and reads no dkms.conf.
@@ -110,7 +111,7 @@ func (e *env) dkmsOnDisk() (out []dkmsModule, err error) {
 				continue
 			}
 			for _, release := range folders(at) {
-				if !dkmsRelease.MatchString(release) {
+				if !dkmsRelease().MatchString(release) {
 					continue
 				}
 				for _, arch := range folders(path.Join(at, release)) {

@@ -207,3 +207,65 @@ func TestLoadAll(t *testing.T) {
 		t.Errorf("exit %d: %s", r.code, r.stderr)
 	}
 }
+
+// TestLoadOwn: what the kernel has too is the kernel's, as modprobe would load it, but for
+// the other modules of a package that a module was taken from; and the registry is not
+// opened for it.
+func TestLoadOwn(t *testing.T) {
+	const release = "6.1.0-1-amd64"
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "var/lib"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	reg, err := registry.OpenWriter(t.Context(), filepath.Join(root, system), kernel.Root(root), registry.WriterOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pkg := range []struct {
+		name    string
+		modules []string
+	}{{"stack", []string{"stack", "mrp"}}, {"other", []string{"llc"}}} {
+		dir := t.TempDir()
+		if _, _, err := reg.AddSource(t.Context(), dir, pkg.name, "1", write(t, dir, "kmod.toml", pkg.name)); err != nil {
+			t.Fatal(err)
+		}
+		art := registry.Artifact{Package: pkg.name, Version: "1", Release: release}
+		files := map[string]string{}
+		for _, m := range pkg.modules {
+			write(t, dir, m+".ko", "registry's "+m)
+			files[m] = filepath.Join(dir, m+".ko")
+			art.Modules = append(art.Modules, registry.Module{Name: m, File: m + ".ko"})
+		}
+		if _, err := reg.PutArtifact(t.Context(), art, files); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := reg.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	modules := filepath.Join(root, "lib/modules", release)
+	o := &own{env: &env{root: kernel.Root(root)}, ctx: t.Context(), release: release, modules: modules}
+	defer o.close()
+	in := func(place string) string { return filepath.Join(modules, place) }
+	for _, c := range []struct {
+		module, indexed string
+		ours, opened    bool
+	}{
+		{"mrp", in("kernel/net/802/mrp.ko"), false, false},
+		{"garp", in("kernel/net/802/garp.ko"), false, false},
+		{"hello", in("updates/dkms/hello.ko"), false, true}, // perhaps ours, but it is not
+		{"mrp", in("kernel/net/802/mrp.ko"), false, true},
+		{"stack", "", true, true},
+		{"mrp", in("kernel/net/802/mrp.ko"), true, true}, // of the same package
+		{"llc", in("kernel/net/llc/llc.ko"), false, true},
+		{"llc", "", true, true},
+	} {
+		if path, ok := o.find(c.module, c.indexed); ok != c.ours || (o.reg != nil) != c.opened {
+			t.Errorf("%s, indexed as %q: %q, %v; the registry is open: %v", c.module, c.indexed, path, ok, o.reg != nil)
+		}
+	}
+	if o.err != nil {
+		t.Error(o.err)
+	}
+}

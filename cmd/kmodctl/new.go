@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/urfave/cli/v2"
 )
@@ -35,12 +36,12 @@ func cmdNew(e *env) *cli.Command {
 }
 
 // moduleName is what both a C identifier and a file can be.
-var moduleName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,54}$`)
+var moduleName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z][a-z0-9_]{0,54}$`) })
 
 func (e *env) newModule(name string) error {
 	dir := filepath.Clean(name)
 	name = filepath.Base(dir)
-	if !moduleName.MatchString(name) {
+	if !moduleName().MatchString(name) {
 		return usagef("new %s: a module's name is lower case letters, digits and _, and begins with a letter (at most 55)", name)
 	}
 	files, err := skeleton.ReadDir("skeleton")

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"mvdan.cc/sh/v3/interp"
 	"mvdan.cc/sh/v3/syntax"
@@ -169,14 +170,14 @@ func (s *shell) program(ctx context.Context, c *command, args []string) error {
 	return err
 }
 
-var decimal = regexp.MustCompile(`^-?(0|[1-9][0-9]{0,17})$`)
+var decimal = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^-?(0|[1-9][0-9]{0,17})$`) })
 
 // number prints a word that is a number, to bash as to the interpreter.
 func (s *shell) number(ctx context.Context, word string) error {
 	if word == "" {
 		word = "0"
 	}
-	if !decimal.MatchString(word) {
+	if !decimal().MatchString(word) {
 		return s.refuse(ctx, "it compares %q as a number: kmodctl compares decimal numbers alone", word)
 	}
 	_, err := io.WriteString(interp.HandlerCtx(ctx).Stdout, word)

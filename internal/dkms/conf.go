@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/xrash/smetrics"
 
@@ -272,12 +273,12 @@ func (c *reader) excluded(i int, heed func(name string) bool) string {
 	return ""
 }
 
-var numbers = regexp.MustCompile(`[0-9]+`)
+var numbers = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[0-9]+`) })
 
 // comparable pads the numbers of a version with zeros to three digits, so that versions compare as text: DKMS's way,
 // which knows no suffixes: 6.1 is older than 6.1.0.
 func comparable(version string) string {
-	return numbers.ReplaceAllStringFunc(strings.ReplaceAll(version, " ", ""), func(n string) string {
+	return numbers().ReplaceAllStringFunc(strings.ReplaceAll(version, " ", ""), func(n string) string {
 		return strings.Repeat("0", max(0, 3-len(n))) + n
 	})
 }
