@@ -210,6 +210,23 @@ func (r *Registry) Artifacts(packages ...string) ([]Artifact, error) {
 	return as, nil
 }
 
+// BuildOf finds the module with a build-id among all that was ever built for a release, not the newest
+// builds alone; false if there is none.
+func (r *Registry) BuildOf(release, buildID string) (Module, bool, error) {
+	as, err := collect(r.db, scanArtifact, `SELECT digest, record FROM artifact WHERE release = ? ORDER BY id DESC`, release)
+	if err != nil {
+		return Module{}, false, fmt.Errorf("read artifacts: %w", err)
+	}
+	for _, a := range as {
+		for _, m := range a.Modules {
+			if m.BuildID == buildID {
+				return m, true, nil
+			}
+		}
+	}
+	return Module{}, false, nil
+}
+
 // Newest is Artifacts for a look at many: of each only Digest, Package, Version, Release, InputHash and Modules, as far as
 // parseModules tells. It takes the rows at their word; Install does not.
 func (r *Registry) Newest(packages ...string) ([]Artifact, error) {

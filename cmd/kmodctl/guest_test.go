@@ -389,16 +389,17 @@ func (g *guest) inTree(string) {
 // refusals are files that this kernel must refuse; nothing changes, and the
 // reason is told.
 func (g *guest) refusals(release string) {
-	r := g.run(exitRefused, "load", guestForeign+"/other-release.ko")
-	g.says(r, "kernel "+release+" refused", "exec format error", "kernel log: ", "why:  ", "built for 6.", "try:  ", "kmodctl build hello -k "+release)
+	const other = guestForeign + "/other-release.ko"
+	g.says(g.run(exitRefused, "load", other), "load hello: kernel "+release, "exec format error", "why:  ", "built for 6.", "try:  ", "kmodctl build hello -k "+release)
+	g.says(g.run(exitRefused, "load", "--unchecked", other), "kernel "+release+" refused", "kernel log: ", "built for 6.", "kmodctl build hello -k "+release)
 	for file, text := range map[string]string{
-		"truncated.ko": "truncated", "not-elf.ko": "not an ELF file", "empty.ko": "empty",
+		"truncated.ko": "cut short", "not-elf.ko": "not an ELF file", "empty.ko": "empty",
 		"no-module.ko": "not a kernel module",
 	} {
-		r := g.run(exitFailed, "load", filepath.Join(guestForeign, file))
+		r := g.run(exitRefused, "load", filepath.Join(guestForeign, file))
 		g.says(r, file, text)
 	}
-	g.says(g.run(exitRefused, "load", guestForeign+"/other-arch.ko"), "kernel log: ", "another processor architecture")
+	g.says(g.run(exitRefused, "load", guestForeign+"/other-arch.ko"), "would refuse", "another processor architecture")
 	g.says(g.run(exitNotFound, "load", "helo"), "helo", "hello (the nearest name)")
 	g.wantLive()
 }

@@ -80,7 +80,10 @@ func (l *loading) ofPackage(err error) error {
 	case errors.As(err, &checked):
 		module = checked.Findings[0].Module
 	}
-	if pkg := l.own.packageOf(module); err != nil && pkg != "" {
+	if module != "" && l.own.kept == nil && l.own.err == nil {
+		l.own.open() // a file was named, and nothing was looked for
+	}
+	if pkg := l.own.packageOf(module); pkg != "" {
 		return ofPackage{err, pkg}
 	}
 	return err

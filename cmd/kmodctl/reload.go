@@ -144,21 +144,12 @@ func (l *loading) fileOf(live loader.Live) (string, bool) {
 	if path, ok := l.own.kept.find(live.Name); ok && is(path) {
 		return path, true
 	}
-	built, err := l.own.reg.Artifacts()
-	if err != nil {
+	m, ok, err := l.own.reg.BuildOf(l.release, live.BuildID)
+	if err != nil || !ok {
 		l.own.err = err
 		return "", false
 	}
-	for _, art := range built {
-		for _, m := range art.Modules {
-			path := l.own.reg.BlobPath(m.Digest)
-			if art.Release != l.release || m.Name != live.Name || m.BuildID != live.BuildID {
-				continue
-			}
-			if digest, err := fileDigest(path); err == nil && digest == m.Digest {
-				return path, true
-			}
-		}
-	}
-	return "", false
+	path := l.own.reg.BlobPath(m.Digest)
+	digest, err := fileDigest(path)
+	return path, err == nil && digest == m.Digest
 }
