@@ -34,16 +34,6 @@ func word(old, new string) damage {
 	}
 }
 
-// all does several damages in turn.
-func all(list ...damage) damage {
-	return func(t *testing.T, module []byte) []byte {
-		for _, d := range list {
-			module = d(t, module)
-		}
-		return module
-	}
-}
-
 // firstBytes cuts a file short.
 func firstBytes(n int) damage {
 	return func(t *testing.T, module []byte) []byte { return module[:n] }

@@ -16,7 +16,7 @@ import (
 	"kmodctl/internal/ko"
 )
 
-// ErrNoDynamicDebug: there is no control file, by CONFIG_DYNAMIC_DEBUG or because neither /proc nor debugfs shows it.
+// ErrNoDynamicDebug says that there is no control file, by CONFIG_DYNAMIC_DEBUG or because neither /proc nor debugfs shows it.
 var ErrNoDynamicDebug = errors.New("this kernel has no dynamic debug (CONFIG_DYNAMIC_DEBUG)")
 
 // DebugMessage is a pr_debug or dev_dbg of a module, which is compiled in and can be turned on:
