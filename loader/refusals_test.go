@@ -260,7 +260,7 @@ var catalogue = []refusal{
 		unix.EBUSY, loader.CauseDependencyInInit),
 
 	// Rights.
-	stopped(plain, question{Row: "no capability", File: "victim", While: whileNobody}, unix.EPERM, "no CAP_SYS_MODULE", nothing),
+	stopped(plain, question{Row: "no capability", File: "victim", While: whileNobody}, unix.EPERM, "no CAP_SYS_MODULE", loader.CauseNoCapability),
 	stopped(plain, question{Row: "modules_disabled", File: "victim", While: whileDisabled}, unix.EPERM, "kernel.modules_disabled is 1", loader.CauseModulesDisabled),
 	stopped(plain, question{Row: "remove: modules_disabled", Remove: "exitless", While: whileDisabled}, unix.EPERM, "kernel.modules_disabled is 1"),
 	refused(denied, file("module_blacklist=", "owned"), unix.EPERM, loader.CauseBlacklisted),
