@@ -187,6 +187,9 @@ func (c *check) file(info *ko.Info, s Step, step int) {
 	if len(info.WriteExec) > 0 {
 		c.refuse(CauseWriteExec, unix.ENOEXEC, fmt.Sprintf("section %s of the file is writable and executable", info.WriteExec[0]), info.WriteExec[1:]...)
 	}
+	if info.Common != "" {
+		c.refuse(CauseRelocation, unix.ENOEXEC, "the file has variables without a place (COMMON): it was compiled without -fno-common", "the first is "+info.Common)
+	}
 	if !other { // else its symbols differ for that reason
 		c.imports(info, step)
 		c.exports(info, step)

@@ -174,7 +174,7 @@ var catalogue = []refusal{
 	stopped(plain, file("stripped", "stripped"), unix.ENOEXEC, "without a symbol table", loader.CauseStripped),
 	refused(plain, file("section writable and executable", "writeexec"), unix.ENOEXEC, loader.CauseWriteExec),
 	refused(plain, file("linked twice", "linkedtwice"), unix.ENOEXEC, loader.CauseRelocation, nothing),
-	refused(plain, file("COMMON symbol", "common"), unix.ENOEXEC, loader.CauseRelocation, nothing),
+	refused(plain, file("COMMON symbol", "common"), unix.ENOEXEC, loader.CauseRelocation),
 	stopped(plain, file("folder", "folder"), unix.EINVAL, "not a regular file", loader.CauseNotReadable),
 	stopped(plain, file("no such file", "missing"), unix.ENOENT, "no such file", loader.CauseNotReadable),
 	refused(plain, question{Row: "open for writing", File: "victim", While: whileWritten}, unix.ETXTBSY, loader.CauseFileBusy, nothing),

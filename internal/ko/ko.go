@@ -48,6 +48,8 @@ type Info struct {
 	StructSize int64    `json:"struct_size"`          // bytes of struct module, as the headers that it was built with have it
 	WriteExec  []string `json:"write_exec,omitempty"` // sections that are both writable and executable
 
+	Common string `json:"common,omitempty"` // the first variable without a place, by -fcommon, which no kernel takes; "" when there is none
+
 	Imports   []Import   `json:"imports,omitempty"`   // undefined symbols, in the order of the symbol table
 	Exports   []Export   `json:"exports,omitempty"`   // EXPORT_SYMBOL, in the order of the symbol table
 	Params    []Param    `json:"params,omitempty"`    // in the order of the source, as modinfo(8) prints them; at the end those that .modinfo does not name

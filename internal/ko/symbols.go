@@ -37,6 +37,9 @@ func (i *Info) readSymbols(o *object) error {
 		if name, ok := strings.CutPrefix(string(s.name), "__param_str_"); ok { // __module_param_call, linux/moduleparam.h
 			i.undescribed(name)
 		}
+		if s.index == elf.SHN_COMMON && i.Common == "" {
+			i.Common = string(s.name)
+		}
 		if !imported(s) {
 			continue
 		}
