@@ -230,7 +230,7 @@ func (c *check) signature(info *ko.Info) {
 		return
 	}
 	cause, text := CauseID(""), ""
-	switch known, visible := p.trusts(info.Signature); {
+	switch known, visible := p.knows(info.Signature); {
 	case info.Signature == nil:
 		cause, text = CauseUnsigned, "the file is unsigned (or was stripped after signing)"
 	case info.Signature.IDType != "PKCS#7":
@@ -249,14 +249,6 @@ func (c *check) signature(info *ko.Info) {
 		return
 	}
 	c.refuse(CauseLockdown, unix.EPERM, "the kernel is locked down (Secure Boot), and "+text, append(evidence, "/sys/kernel/security/lockdown is at integrity or above")...)
-}
-
-// trusts is knows for a file that may be unsigned.
-func (p *policy) trusts(s *ko.Signature) (known, visible bool) {
-	if s == nil {
-		return false, true
-	}
-	return p.knows(s)
 }
 
 // builtin finds a name that is taken by a part of the kernel: mod_sysfs_init refuses it when that part shows in /sys/module.

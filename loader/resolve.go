@@ -177,10 +177,11 @@ func (r *resolver) configured(key string, lines []Directive, via []string) (targ
 			}
 		}
 		for _, t := range found {
+			why := reason
 			if t.reason != "" {
-				reason += ", " + t.reason
+				why += ", " + t.reason
 			}
-			targets = append(targets, target{t.module, key, reason})
+			targets = append(targets, target{t.module, key, why})
 		}
 	}
 	if targets, err = r.unlisted(targets); err != nil || len(targets) > 0 {
@@ -361,12 +362,8 @@ func (r *resolver) add(n *node, t target) error {
 func (r *resolver) configure(n *node, alias string) {
 	name := n.step.Module
 	var options []string
-	for _, list := range [][]Directive{r.conf.Options, r.conf.Boot} {
-		for _, d := range list {
-			if d.Name == name || alias != "" && d.Name == alias {
-				options = append(options, d.Value)
-			}
-		}
+	for _, d := range r.conf.OptionsOf(name, alias) {
+		options = append(options, d.Value)
 	}
 	if len(r.chain) == 0 && r.asking {
 		options = append(options, r.params)

@@ -216,11 +216,14 @@ func (s settings) text() []byte {
 	return all
 }
 
-// OptionsOf returns what modprobe(8) gives a module, in its order: of a parameter that is named twice, the kernel takes the last.
-func (c *Config) OptionsOf(module string) (found []Directive) {
-	module = ko.NormalizeName(module)
+// OptionsOf returns what modprobe(8) gives a module, in its order: of a parameter that is named twice, the kernel takes the
+// last. names are the module's own and, when it was asked for by an alias, that one.
+func (c *Config) OptionsOf(names ...string) (found []Directive) {
+	for i, name := range names {
+		names[i] = normalizeAlias(name)
+	}
 	for _, d := range slices.Concat(c.Options, c.Boot) {
-		if d.Name == module {
+		if slices.Contains(names, d.Name) {
 			found = append(found, d)
 		}
 	}

@@ -68,7 +68,11 @@ func blacklist(cmdline string) (names []string) {
 // knows reports whether the kernel has the key of a signature, and whether this user may know. A key shows itself by the
 // name of its owner and its key id, and not by the serial that a signature names: a signature is taken for known when its
 // key id or the name of its issuer is there. That is too kind to a stranger of the same name, and never too hard.
+// Of an unsigned file there is no key to know.
 func (p *policy) knows(s *ko.Signature) (known, visible bool) {
+	if s == nil {
+		return false, true
+	}
 	id := strings.ToLower(strings.ReplaceAll(s.KeyID, ":", ""))
 	const shortest = 16 // hex digits of an id that cannot be there by chance
 	keys := p.keys()
