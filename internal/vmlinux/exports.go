@@ -68,7 +68,7 @@ func exportsOf(program *elf.File) ([]Export, error) {
 			}
 		}
 		const entry = 12
-		if len(entries)%entry != 0 || len(crcs) != 0 && len(crcs)/4 != len(entries)/entry {
+		if len(entries)%entry != 0 || crcs != nil && len(crcs)/4 != len(entries)/entry {
 			return nil, ErrNoExports
 		}
 		// text follows the distance that stands at offset; none is for symbols of assembler, which have no namespace.

@@ -117,6 +117,7 @@ func TestExportsOfTables(t *testing.T) {
 		"no namespace":      {tables(allTables, words(0, 0x5000-0x1004, 0), nil, words(7), nil, strings1), []Export{{Name: "one", CRC: 7, HasCRC: true}}, nil},
 		"no table":          {tables([]string{".text"}, one), nil, ErrNoExports},
 		"one CRC too few":   {tables(allTables, one, append(two, two...), words(7), words(8), strings1), nil, ErrNoExports},
+		"no CRC":            {tables(allTables, one, nil, nil, nil, strings1), nil, ErrNoExports},
 		"absolute pointers": {tables(allTables, words(0x10, 0, 0x5000, 0, 0, 0), nil, words(1, 2), nil, strings1), nil, ErrNoExports},
 		"name without end":  {tables(allTables, one, nil, words(7), nil, []byte("one")), nil, ErrNoExports},
 	} {
