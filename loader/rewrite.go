@@ -39,7 +39,11 @@ const tempPrefix = ".kmodctl-tmp-"
 // hold it, and one that a killed writer has left is taken over. With dry nothing is written, and nothing waited for.
 func Rewrite(ctx context.Context, root kernel.Root, name string, dry bool, edit func(old []byte) ([]byte, error)) (Rewritten, error) {
 	r := Rewritten{Path: name}
-	dir, err := openFolder(root, path.Dir(name), !dry)
+	var create fs.FileMode
+	if !dry {
+		create = 0o755
+	}
+	dir, err := root.Folder(path.Dir(name), create)
 	if dry && errors.Is(err, fs.ErrNotExist) {
 		r.New, err = edit(nil)
 		return r, err
@@ -67,26 +71,6 @@ func Rewrite(ctx context.Context, root kernel.Root, name string, dry bool, edit 
 		return r, fmt.Errorf("write %s: %w", name, err)
 	}
 	return r, nil
-}
-
-// openFolder opens a folder inside the root, and makes its last part if need be.
-func openFolder(root kernel.Root, name string, create bool) (*os.Root, error) {
-	f, err := root.Open(name)
-	if errors.Is(err, fs.ErrNotExist) && create {
-		parent, parentErr := openFolder(root, path.Dir(name), false)
-		if parentErr != nil {
-			return nil, parentErr
-		}
-		err = errors.Join(parent.Mkdir(path.Base(name), 0o755), syncFolder(parent), parent.Close())
-		if err == nil || errors.Is(err, fs.ErrExist) {
-			f, err = root.Open(name)
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", f.Fd())) // this very folder, whatever happens to its name
 }
 
 // lockTemp opens the temporary file and waits until it is ours.
@@ -140,7 +124,7 @@ func (r *Rewritten) replace(dir *os.Root, temp *os.File, edit func([]byte) ([]by
 		return err
 	}
 	if r.New == nil {
-		return errors.Join(dir.Remove(name), syncFolder(dir))
+		return errors.Join(dir.Remove(name), kernel.SyncFolder(dir))
 	}
 	if err := temp.Truncate(0); err != nil {
 		return err
@@ -151,7 +135,7 @@ func (r *Rewritten) replace(dir *os.Root, temp *os.File, edit func([]byte) ([]by
 	if err := errors.Join(temp.Chmod(mode), temp.Sync()); err != nil {
 		return err
 	}
-	return errors.Join(dir.Rename(tempPrefix+name, name), syncFolder(dir))
+	return errors.Join(dir.Rename(tempPrefix+name, name), kernel.SyncFolder(dir))
 }
 
 // readRegular reads a file that may not be there, and says with which mode it is to be written.
@@ -178,12 +162,4 @@ func readRegular(dir *os.Root, name string) (text []byte, mode fs.FileMode, err 
 		text = []byte{}
 	}
 	return text, info.Mode().Perm(), err
-}
-
-func syncFolder(dir *os.Root) error {
-	f, err := dir.Open(".")
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

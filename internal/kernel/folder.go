@@ -1,0 +1,39 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+)
+
+// Folder opens a folder inside r: this very one, whatever happens to its name afterwards. With perm
+// other than 0 it is made if it is not there, durably, and so are those above it, which everybody may read.
+func (r Root) Folder(name string, perm fs.FileMode) (*os.Root, error) {
+	f, err := r.Open(name)
+	if errors.Is(err, fs.ErrNotExist) && perm != 0 {
+		above, aboveErr := r.Folder(path.Dir(name), 0o755)
+		if aboveErr != nil {
+			return nil, aboveErr
+		}
+		err = errors.Join(above.Mkdir(path.Base(name), perm), SyncFolder(above), above.Close())
+		if err == nil || errors.Is(err, fs.ErrExist) {
+			f, err = r.Open(name)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+}
+
+// SyncFolder makes the names in a folder durable.
+func SyncFolder(dir *os.Root) error {
+	f, err := dir.Open(".")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
