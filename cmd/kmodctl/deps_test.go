@@ -30,6 +30,7 @@ var rules = []struct{ room, not, why string }{
 	{"kmodctl/registry", "kmodctl/internal/keys", "the registry keeps what was signed"},
 	{"kmodctl/loader", "kmodctl/internal/keys", "the kernel judges signatures"},
 	{"kmodctl/internal/seccomp", "kmodctl/", "a filter is numbers"},
+	{"kmodctl/loader", "kmodctl/internal/efi", "the loader is given certificates, wherever they are from"},
 	{"kmodctl/build", "kmodctl/internal/headers", "a build is given a kernel, wherever its headers are"},
 	{"kmodctl/registry", "kmodctl/internal/headers", "the registry keeps a folder, whoever fills it"},
 	{"kmodctl/internal/ko", "modernc.org/sqlite", "facts are read from files"},
