@@ -27,6 +27,7 @@ type config struct {
 		Scripts bool `toml:"scripts"` // POST_INSTALL and its like are run, as root
 	} `toml:"dkms"`
 	Hook    hookConfig               `toml:"hook"`
+	Sign    signConfig               `toml:"sign"`
 	Package map[string]packageConfig `toml:"package"` // by name
 }
 
@@ -44,11 +45,14 @@ type packageConfig struct {
 // configError is a configuration that cannot be read, with the place of the fault.
 type configError struct {
 	file         string
-	line, column int // from 1
+	line, column int // from 1; 0 of a fault that has no place
 	reason       string
 }
 
 func (e *configError) Error() string {
+	if e.line == 0 {
+		return fmt.Sprintf("read %s: %s", e.file, e.reason)
+	}
 	return fmt.Sprintf("read %s:%d:%d: %s", e.file, e.line, e.column, e.reason)
 }
 
@@ -93,8 +97,13 @@ func (c *config) read(file string, text []byte) error {
 	case errors.As(err, &wrong):
 		line, column := wrong.Position()
 		return &configError{file, line, column, strings.TrimPrefix(wrong.Error(), "toml: ")}
+	case err != nil:
+		return err
 	}
-	return err
+	if reason := c.Sign.fault(); reason != "" {
+		return &configError{file: file, reason: reason}
+	}
+	return nil
 }
 
 // reuses reports whether builds of a package for other kernels may be reused, by what the administrator says of the

@@ -44,7 +44,7 @@ func newCommandSigner(k Key) (Signer, error) {
 func (c commandSigner) Sign(ctx context.Context, image []byte, hash string) ([]byte, error) {
 	h, ok := modsig.HashByName(hash)
 	if !ok {
-		return nil, &HashError{hash}
+		return nil, fmt.Errorf("sign: %w", &HashError{hash})
 	}
 	image, _, err := modsig.Split(image)
 	if err != nil {

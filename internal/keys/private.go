@@ -1,6 +1,7 @@
 package keys
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -130,4 +131,32 @@ func encryptedPart(text []byte) []byte {
 		return nil
 	}
 	return der
+}
+
+// passphraseLimit is the length in bytes of a passphrase.
+const passphraseLimit = 1024
+
+// ReadPassphrase is the first line of a file, which may be a pipe. One that others may read is refused: *UnsafeError.
+func ReadPassphrase(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if uid, safe := safe(info); info.Mode().IsRegular() && !safe {
+		return nil, &UnsafeError{name, info.Mode(), uid}
+	}
+	text, err := io.ReadAll(io.LimitReader(f, passphraseLimit+1))
+	if err != nil {
+		return nil, err
+	}
+	line, _, _ := bytes.Cut(text, []byte("\n"))
+	if len(line) > passphraseLimit {
+		return nil, fmt.Errorf("read %s: more than %d bytes", name, passphraseLimit)
+	}
+	return line, nil
 }

@@ -50,7 +50,7 @@ type fileSigner struct {
 func (f fileSigner) Sign(_ context.Context, image []byte, hash string) ([]byte, error) {
 	h, ok := modsig.HashByName(hash)
 	if !ok {
-		return nil, &HashError{hash}
+		return nil, fmt.Errorf("sign: %w", &HashError{hash})
 	}
 	return modsig.Sign(image, f.private, f.key.Cert, h)
 }
@@ -58,4 +58,4 @@ func (f fileSigner) Sign(_ context.Context, image []byte, hash string) ([]byte, 
 // HashError is the name of a hash that no kernel knows.
 type HashError struct{ Name string }
 
-func (e *HashError) Error() string { return fmt.Sprintf("sign: the kernel knows no hash %q", e.Name) }
+func (e *HashError) Error() string { return fmt.Sprintf("the kernel knows no hash %q", e.Name) }

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/term"
+
+	"kmodctl/internal/dkms"
+	"kmodctl/internal/keys"
+	"kmodctl/internal/modsig"
+)
+
+// signConfig is what the administrator says of signing.
+type signConfig struct {
+	Mode     string   `toml:"mode"`     // one of those below, "" where nothing is said
+	Packages []string `toml:"packages"` // those that are signed; none is all
+	Hash     string   `toml:"hash"`     // as modsig.HashByName knows it
+	Key      string   `toml:"key"`      // files inside the root, in place of the machine's own key
+	Cert     string   `toml:"cert"`
+	Command  []string `toml:"command"` // argv of what signs in place of Key
+}
+
+// Whether modules are signed.
+const (
+	signAuto   = "auto" // where only signed ones are taken, or there is a key
+	signAlways = "always"
+	signNever  = "never"
+)
+
+// signHash is signed where nobody says otherwise: every kernel takes it.
+const signHash = "sha256"
+
+// fault says which value means nothing, "" if all do.
+func (c signConfig) fault() string {
+	if !slices.Contains([]string{"", signAuto, signAlways, signNever}, c.Mode) {
+		return fmt.Sprintf("sign.mode: %q is not auto, always or never", c.Mode)
+	}
+	if _, ok := modsig.HashByName(cmp.Or(c.Hash, signHash)); !ok {
+		return fmt.Sprintf("sign.hash: %v", &keys.HashError{Name: c.Hash})
+	}
+	return ""
+}
+
+// signConfig is what the administrator says of signing: in config.toml, else in DKMS's framework.conf.
+func (e *env) signConfig(ctx context.Context) (signConfig, error) {
+	conf, err := e.readConfig()
+	if err != nil {
+		return conf.Sign, err
+	}
+	c := conf.Sign
+	frame, err := dkms.ReadFramework(ctx, e.root, "")
+	if err != nil {
+		return c, err
+	}
+	if frame["try_sign_modules"] == "false" {
+		c.Mode = cmp.Or(c.Mode, signNever)
+	}
+	if c.Key == "" && c.Cert == "" && len(c.Command) == 0 && frame["mok_signing_key"] != "" {
+		c.Key, c.Cert = frame["mok_signing_key"], frame["mok_certificate"]
+	}
+	c.Mode, c.Hash = cmp.Or(c.Mode, signAuto), cmp.Or(c.Hash, signHash)
+	return c, nil
+}
+
+// store are the machine's signing keys, with the one that the administrator names.
+func (c signConfig) store(e *env) keys.Store {
+	return keys.Open(e.root).With(keys.Config{Key: c.Key, Cert: c.Cert, Command: c.Command})
+}
+
+// passphraseVariable names a file whose first line is the passphrase of the signing key; /dev/fd/N is one too.
+const passphraseVariable = "KMODCTL_SIGN_PASSPHRASE_FILE"
+
+// passphrase gets the passphrase of a key from the file that the environment names, else from the terminal.
+func (e *env) passphrase(of string) func() ([]byte, error) {
+	return func() ([]byte, error) {
+		if name := os.Getenv(passphraseVariable); name != "" {
+			word, err := keys.ReadPassphrase(name)
+			if err != nil {
+				err = fmt.Errorf("%s: %w", passphraseVariable, err)
+			}
+			return word, err
+		}
+		tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+		if err != nil { // nobody is there to be asked
+			return nil, keys.ErrEncrypted
+		}
+		defer tty.Close()
+		fmt.Fprintf(tty, "passphrase of %s: ", strings.TrimSpace(of))
+		word, err := term.ReadPassword(int(tty.Fd()))
+		fmt.Fprintln(tty)
+		if err != nil {
+			return nil, errors.Join(keys.ErrEncrypted, err)
+		}
+		return word, nil
+	}
+}
