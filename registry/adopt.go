@@ -2,12 +2,15 @@ package registry
 
 import (
 	"encoding/json"
+	"io"
 	"maps"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"kmodctl/internal/kernel"
+	"kmodctl/internal/ko"
 )
 
 // adoptAll makes rows of the modules in our folders that have none.
@@ -44,30 +47,28 @@ func (b *rebuilder) adopt(m *modules) error {
 	if err != nil {
 		return err
 	}
-	here := map[string]Install{}     // by name; only Digest and Mtime
+	here := map[string]modFile{}     // by their names without compression
 	strays := map[string][]Install{} // files that have no row which is right, by package
 	for _, name := range names {
-		digest, mtime, err := m.digest(name)
+		f, err := m.file(name)
 		if ofDisk(err) {
 			return err
 		} else if err != nil {
 			continue
 		}
-		here[name] = Install{Digest: digest, Mtime: mtime}
-		right := func(i Install) bool { return i.Path == m.path(name) && i.Digest == digest }
-		if a, ok := owner(b.byAge, m.release, name, digest); ok && !slices.ContainsFunc(rows, right) {
-			for _, i := range m.rowsOf(a, here) {
-				if i.Path == m.path(name) {
-					strays[a.Package] = append(strays[a.Package], i)
-				}
-			}
+		right := slices.ContainsFunc(rows, func(i Install) bool { return i.Path == f.Path && i.Digest == f.Digest })
+		if _, other := here[f.plain]; right || !other { // of a change that was cut off there may be two
+			here[f.plain] = f
+		}
+		if a, mod, ok := b.owner(b.byAge, m.release, f); ok && !right {
+			strays[a.Package] = append(strays[a.Package], f.row(a, mod))
 		}
 	}
 	in := intent{Release: m.release, Op: OpInstall}
 	var adopted []Install
 	for _, pkg := range slices.Sorted(maps.Keys(strays)) {
 		had := slices.DeleteFunc(slices.Clone(rows), func(i Install) bool { return i.Package != pkg })
-		target := m.rowsOf(b.standing(pkg, m.release, had, here), here)
+		target := b.rowsOf(m, b.standing(pkg, m.release, had, here), had, here)
 		named := func(i Install) bool {
 			same := func(t Install) bool { return t.Path == i.Path }
 			return slices.ContainsFunc(slices.Concat(had, target), same)
@@ -79,8 +80,7 @@ func (b *rebuilder) adopt(m *modules) error {
 			continue
 		}
 		for _, i := range target {
-			if err := b.insert("install", "release, module, path, package, version, artifact, digest, size, at, mtime",
-				i.Release, i.Module, i.Path, i.Package, i.Version, i.Artifact, i.Digest, i.Size, i.At.UnixNano(), i.Mtime); err != nil {
+			if err := b.insert("install", installColumns, i.columns()...); err != nil {
 				return err
 			}
 		}
@@ -108,7 +108,7 @@ func (b *rebuilder) filesOf(m *modules) (names []string, err error) {
 	var rows []Install
 	for _, a := range b.byAge {
 		if a.Release == m.release {
-			rows = append(rows, m.rowsOf(a, nil)...)
+			rows = append(rows, b.rowsOf(m, a, nil, nil)...)
 		}
 	}
 	if err := m.use(rows); err != nil {
@@ -127,22 +127,27 @@ func (b *rebuilder) filesOf(m *modules) (names []string, err error) {
 	return names, nil
 }
 
-// rowsOf are the rows of an artifact whose files are those that are here, or missing.
-func (m *modules) rowsOf(a Artifact, here map[string]Install) (rows []Install) {
+// rowsOf are the rows of an artifact whose files are those that are here, or missing; of those had tells.
+func (b *rebuilder) rowsOf(m *modules, a Artifact, had []Install, here map[string]modFile) (rows []Install) {
 	for _, mod := range a.Modules {
-		i := Install{Release: m.release, Module: mod.Name, Path: m.path(mod.name()), Package: a.Package, Version: a.Version,
-			Artifact: a.Digest, Digest: mod.Digest, Size: mod.Size, At: time.Now()}
-		if file := here[mod.name()]; file.Digest == mod.Digest {
-			i.Mtime = file.Mtime
+		file := here[mod.name()]
+		was := slices.IndexFunc(had, func(i Install) bool { return i.Artifact == a.Digest && i.Module == mod.Name })
+		switch {
+		case b.is(file, mod):
+			rows = append(rows, file.row(a, mod))
+		case was >= 0:
+			rows = append(rows, had[was])
+		default:
+			missing := modFile{Install: Install{Release: m.release, Path: m.path(mod.name()), Digest: mod.Digest, Size: mod.Size}}
+			rows = append(rows, missing.row(a, mod))
 		}
-		rows = append(rows, i)
 	}
 	return rows
 }
 
 // standing is the artifact of a package that is installed: the one whose files are all here,
 // of several the one with the most; else the one that rows name; else the newest that has a file here.
-func (b *rebuilder) standing(pkg, release string, rows []Install, here map[string]Install) Artifact {
+func (b *rebuilder) standing(pkg, release string, rows []Install, here map[string]modFile) Artifact {
 	var named, whole, part Artifact
 	for _, a := range b.byAge {
 		if a.Package != pkg || a.Release != release {
@@ -151,7 +156,7 @@ func (b *rebuilder) standing(pkg, release string, rows []Install, here map[strin
 		if slices.ContainsFunc(rows, func(i Install) bool { return i.Artifact == a.Digest }) {
 			named = a
 		}
-		absent := func(m Module) bool { return here[m.name()].Digest != m.Digest }
+		absent := func(m Module) bool { return !b.is(here[m.name()], m) }
 		switch {
 		case !slices.ContainsFunc(a.Modules, absent):
 			if len(a.Modules) > len(whole.Modules) || len(a.Modules) == len(whole.Modules) && whole.Digest != named.Digest {
@@ -170,15 +175,71 @@ func (b *rebuilder) standing(pkg, release string, rows []Install, here map[strin
 	return part
 }
 
-// owner finds the newest artifact for a release that has a file of that name, below the release's folder, and digest.
-func owner(byAge []Artifact, release, name, digest string) (Artifact, bool) {
+// owner finds the newest artifact for a release that has a file of that name, compressed or not, and content.
+func (r *Registry) owner(byAge []Artifact, release string, f modFile) (Artifact, Module, bool) {
 	for _, a := range slices.Backward(byAge) {
-		of := func(m Module) bool { return m.name() == name && m.Digest == digest }
-		if a.Release == release && slices.ContainsFunc(a.Modules, of) {
-			return a, true
+		of := func(m Module) bool { return m.name() == f.plain && r.is(f, m) }
+		if i := slices.IndexFunc(a.Modules, of); a.Release == release && i >= 0 {
+			return a, a.Modules[i], true
 		}
 	}
-	return Artifact{}, false
+	return Artifact{}, Module{}, false
+}
+
+// modFile is a file that may be a module of ours.
+type modFile struct {
+	Install        // its Release, Path, Digest, Size, Mtime and Signer, which can be no more than SignerUnknown
+	plain   string // its name below the release's folder, without what compression adds
+	image   string // SHA-256 in hex of the module without compression and signature
+}
+
+// file reads a file below the release's folder.
+func (m *modules) file(name string) (f modFile, err error) {
+	f.Release, f.Path = m.release, m.path(name)
+	f.plain = strings.TrimSuffix(name, ko.Suffix(f.Compression()))
+	if f.Digest, f.Mtime, err = m.digest(name); err != nil || checkDigest(f.Digest) != nil {
+		return f, err
+	}
+	src, err := m.tree.Open(name)
+	if err != nil {
+		return f, err
+	}
+	defer src.Close()
+	plain, err := plainFile(src)
+	if err != nil {
+		return f, err
+	}
+	data, err := io.ReadAll(plain)
+	if err != nil {
+		return f, err
+	}
+	f.Size = int64(len(data))
+	if is, err := undress(data); err == nil {
+		f.image = hexOf(is.image)
+		if is.signed {
+			f.Signer = SignerUnknown
+		}
+	}
+	return f, nil
+}
+
+// is reports whether a file is a module, in whatever form it is installed.
+func (r *Registry) is(f modFile, m Module) bool {
+	if f.Digest == m.Digest || f.image == m.Digest {
+		return f.Digest != ""
+	}
+	if f.Signer == "" && f.Compression() == "" { // as it was built, and that was another
+		return false
+	}
+	own, err := r.undressed(m.Digest) // what was adopted may be signed itself
+	return err == nil && f.image == hexOf(own.image)
+}
+
+// row is the install row of a file that is a module of an artifact.
+func (f modFile) row(a Artifact, m Module) Install {
+	i := f.Install
+	i.Module, i.Package, i.Version, i.Artifact, i.At = m.Name, a.Package, a.Version, a.Digest, time.Now()
+	return i
 }
 
 // recognize tells a module whose row was lost from a file that is not ours.
@@ -189,7 +250,7 @@ func (r *Registry) recognize(root kernel.Root, d Drift, records func() ([]Artifa
 		return d, nil
 	}
 	defer m.Close()
-	digest, _, err := m.digest(m.name(d.Path))
+	f, err := m.file(m.name(d.Path))
 	if err != nil {
 		return d, nil
 	}
@@ -197,7 +258,7 @@ func (r *Registry) recognize(root kernel.Root, d Drift, records func() ([]Artifa
 	if err != nil {
 		return d, err
 	}
-	a, ok := owner(all, d.Release, m.name(d.Path), digest)
+	a, _, ok := r.owner(all, d.Release, f)
 	if !ok {
 		return d, nil
 	}

@@ -15,7 +15,7 @@ import (
 func TestCutOffAndExcluded(t *testing.T) {
 	root, dir := newRoot(t), t.TempDir()
 	r := writer(t, dir, root)
-	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")})
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")}, nil)
 	must(t, err)
 	mustPut(t, r, "net", "2", "net=2")
 	disk := mustPut(t, r, "disk", "1", "disk=1")
@@ -36,7 +36,7 @@ func TestCutOffAndExcluded(t *testing.T) {
 	if what, _, err := r.Unfinished(); err != nil || len(what) > 0 {
 		t.Errorf("unfinished: %q, %v", what, err)
 	}
-	_, err = r.Install(t.Context(), release, []Artifact{disk})
+	_, err = r.Install(t.Context(), release, []Artifact{disk}, nil)
 	must(t, err)
 	equal(t, "rows", rowsOf(t, r), []string{"disk=1 " + release, "net=1 " + release})
 	drifts, err := r.Verify(t.Context(), root)
@@ -50,7 +50,7 @@ func TestCutOffAndExcluded(t *testing.T) {
 func TestUninstallRefused(t *testing.T) {
 	root, dir := newRoot(t), t.TempDir()
 	r := writer(t, dir, root)
-	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")})
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")}, nil)
 	must(t, err)
 	base := filepath.Join(string(root), modulesPath(release))
 	must(t, unix.Mount(base, base, "", unix.MS_BIND, ""))
@@ -88,7 +88,7 @@ func TestVerifyWithoutRegistry(t *testing.T) {
 func TestRepairBesideDanglingLink(t *testing.T) {
 	root := newRoot(t)
 	r := writer(t, t.TempDir(), root)
-	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")})
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")}, nil)
 	must(t, err)
 	base := filepath.Join(string(root), modulesPath(release))
 	must(t, os.Mkdir(filepath.Join(base, "weak-updates"), 0o755))
@@ -122,7 +122,7 @@ func TestUninstalledFileIsBack(t *testing.T) {
 	root := newRoot(t)
 	r := writer(t, t.TempDir(), root)
 	a := mustPut(t, r, "net", "1", "net=1")
-	_, err := r.Install(t.Context(), release, []Artifact{a})
+	_, err := r.Install(t.Context(), release, []Artifact{a}, nil)
 	must(t, err)
 	file := filepath.Join(string(root), modulesPath(release), ourDir, "net.ko")
 	text, err := os.ReadFile(file)

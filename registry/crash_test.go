@@ -46,8 +46,14 @@ func init() {
 				return err
 			}
 			for _, step := range []func() (Result, error){
-				func() (Result, error) { return r.Install(ctx, release, []Artifact{net1, disk}) },
-				func() (Result, error) { return r.Install(ctx, release, []Artifact{net2}) },
+				func() (Result, error) { return r.Install(ctx, release, []Artifact{net1, disk}, nil) },
+				func() (Result, error) {
+					packed, err := packedDress(ctx, r, disk, "xz")
+					if err != nil {
+						return Result{}, err
+					}
+					return r.Install(ctx, release, []Artifact{net2, disk}, packed)
+				},
 				func() (Result, error) { return r.Uninstall(ctx, release, []string{"net"}) },
 				func() (Result, error) { return r.Uninstall(ctx, release, []string{"disk"}) },
 			} {
@@ -72,7 +78,7 @@ func init() {
 		if err != nil {
 			return err
 		}
-		_, err = r.Install(context.Background(), release, []Artifact{a})
+		_, err = r.Install(context.Background(), release, []Artifact{a}, nil)
 		return err
 	}
 
@@ -288,14 +294,14 @@ func TestModulesDiskFull(t *testing.T) {
 	smallDisk(t, mods, 1<<20)
 	fillModules(t, mods)
 	r := writer(t, t.TempDir(), root)
-	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1", "old=1")})
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1", "old=1")}, nil)
 	must(t, err)
 	next := mustPut(t, r, "net", "2", "net=2", "fresh=2")
 	failed := 0
 	for pages := 0; ; pages++ {
 		room := leave(t, mods, pages)
 		before := snapshot(t, mods)
-		_, err := r.Install(t.Context(), release, []Artifact{next})
+		_, err := r.Install(t.Context(), release, []Artifact{next}, nil)
 		if err == nil {
 			room()
 			break
@@ -337,7 +343,7 @@ func TestRegistryDiskFull(t *testing.T) {
 			a, err = put(t.Context(), r, t.TempDir(), "net", fmt.Sprint(pages), 0, fmt.Sprintf("net=%d", pages))
 		}
 		if err == nil {
-			_, err = r.Install(t.Context(), release, []Artifact{a})
+			_, err = r.Install(t.Context(), release, []Artifact{a}, nil)
 		}
 		if err != nil {
 			failed++
@@ -390,7 +396,7 @@ func TestModulesReadOnly(t *testing.T) {
 	r := writer(t, dir, root)
 	a := mustPut(t, r, "net", "1", "net=1")
 	must(t, unix.Mount("none", mods, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
-	_, err := r.Install(t.Context(), release, []Artifact{a})
+	_, err := r.Install(t.Context(), release, []Artifact{a}, nil)
 	if !errors.Is(err, unix.EROFS) {
 		t.Fatalf("error: %v", err)
 	}
@@ -415,9 +421,9 @@ func TestModulesReadOnly(t *testing.T) {
 	must(t, os.WriteFile(file, mustObject(t, "1"), 0o644))
 	b, err = r.PutArtifact(t.Context(), b, map[string]string{"net": file})
 	must(t, err)
-	_, err = r.Install(t.Context(), "9.9.10", []Artifact{b})
+	_, err = r.Install(t.Context(), "9.9.10", []Artifact{b}, nil)
 	must(t, err)
-	if _, err := r.Install(t.Context(), release, []Artifact{a}); !errors.Is(err, unix.EROFS) {
+	if _, err := r.Install(t.Context(), release, []Artifact{a}, nil); !errors.Is(err, unix.EROFS) {
 		t.Errorf("error: %v", err)
 	}
 	if waiting, err := r.Resume(); err != nil || len(waiting) != 1 || !errors.Is(waiting[0], unix.EROFS) {
@@ -439,7 +445,7 @@ func TestModulesReadOnly(t *testing.T) {
 func TestRecoverGoesBack(t *testing.T) {
 	root, dir := newRoot(t), t.TempDir()
 	r := writer(t, dir, root)
-	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1", "old=1")})
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1", "old=1")}, nil)
 	must(t, err)
 	next := mustPut(t, r, "net", "2", "fresh=2", "net=2")
 	in := intent{Op: "install", Release: release, Packages: []string{"net"}, Before: mustInstalls(t, r)}

@@ -19,13 +19,13 @@ import (
 
 const (
 	dbFile        = "registry.db"
-	schemaVersion = "5"
+	schemaVersion = "6"
 )
 
 // dbSuffixes name the three files of a database, in the order in which they take their place.
 var dbSuffixes = []string{"-wal", "-shm", ""}
 
-// schema of version 5. Times are nanoseconds since 1970, digests SHA-256 in hex.
+// schema of version 6. Times are nanoseconds since 1970, digests SHA-256 in hex.
 const schema = `
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE source (
@@ -50,6 +50,7 @@ CREATE TABLE install (
 	package TEXT NOT NULL, version TEXT NOT NULL,
 	artifact TEXT NOT NULL REFERENCES artifact (digest),
 	digest TEXT NOT NULL, size INTEGER NOT NULL, at INTEGER NOT NULL, mtime INTEGER NOT NULL DEFAULT 0,
+	signer TEXT NOT NULL DEFAULT '',
 	PRIMARY KEY (release, module)) STRICT;
 CREATE TABLE intent (release TEXT PRIMARY KEY, done INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
 ` + schema2 + schema3 + schema5
@@ -104,6 +105,11 @@ UPDATE attempt SET artifact = i.artifact FROM install i WHERE attempt.id = (SELE
 	"2": {"3", schema3 + `DROP TABLE tool;`},
 	"3": {"4", `ALTER TABLE attempt ADD COLUMN class TEXT NOT NULL DEFAULT '';`},
 	"4": {"5", schema5},
+	// What was adopted is as another program has made it.
+	"5": {"6", `
+ALTER TABLE install ADD COLUMN signer TEXT NOT NULL DEFAULT '';
+UPDATE install SET signer = 'unknown' WHERE digest NOT IN (SELECT m.value ->> 'digest'
+	FROM artifact a, json_each(a.record, '$.modules') m WHERE a.digest = install.artifact);`},
 }
 
 // connector opens connections that leave the -wal and -shm files where they are

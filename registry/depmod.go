@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kmodctl/internal/kernel"
+	"kmodctl/internal/ko"
 )
 
 // indexFiles is what depmod writes into /lib/modules/R (kmod 34, tools/depmod.c).
@@ -156,10 +157,10 @@ func readIndex(r io.Reader) (map[string]string, error) {
 // moduleName is the name, in the kernel's form, of the module in a file, "" when its
 // name is not that of a module: hello_world of extra/hello-world.ko.xz.
 func moduleName(file string) string {
-	stem, ending, ok := strings.Cut(path.Base(file), ".ko")
-	if !ok || ending != "" && ending != ".gz" && ending != ".xz" && ending != ".zst" {
+	if _, ok := ko.CompressionOf(file); !ok {
 		return ""
 	}
+	stem, _, _ := strings.Cut(path.Base(file), ".ko")
 	return strings.ReplaceAll(stem, "-", "_")
 }
 

@@ -201,7 +201,7 @@ func fixtureIsUsed(t *testing.T, archive string) {
 			}
 			due = append(due, a)
 		}
-		_, err := r.Install(t.Context(), release, due)
+		_, err := r.Install(t.Context(), release, due, nil)
 		must(t, err)
 	}
 	isClean(t, r, root)

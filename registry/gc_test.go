@@ -61,7 +61,7 @@ func garden(t *testing.T) (*Registry, kernel.Root) {
 	}
 	install := func(a Artifact) {
 		t.Helper()
-		_, err := r.Install(t.Context(), a.Release, []Artifact{a})
+		_, err := r.Install(t.Context(), a.Release, []Artifact{a}, nil)
 		must(t, err)
 	}
 	// Here: what was superseded goes, but not what is, or was last, installed.
@@ -237,7 +237,7 @@ func TestGCKeepsThePastOfIntents(t *testing.T) {
 	var as []Artifact
 	for _, v := range []string{"1", "2", "3", "4"} {
 		as = append(as, mustPut(t, r, "net", v, "net="+v))
-		_, err := r.Install(t.Context(), release, as[len(as)-1:])
+		_, err := r.Install(t.Context(), release, as[len(as)-1:], nil)
 		must(t, err)
 	}
 	body, err := json.Marshal(intent{Op: OpRollback, Release: release, Target: []Install{{Release: release, Package: "net", Artifact: as[1].Digest}}})
@@ -257,7 +257,7 @@ func TestGCKeepsWhatRollbackTakes(t *testing.T) {
 	var as []Artifact
 	for _, v := range []string{"1", "2", "3"} {
 		as = append(as, mustPut(t, r, "net", v, "net="+v))
-		_, err := r.Install(t.Context(), release, as[len(as)-1:])
+		_, err := r.Install(t.Context(), release, as[len(as)-1:], nil)
 		must(t, err)
 	}
 	for _, want := range []string{"1", "2"} { // that goes

@@ -9,6 +9,8 @@ import (
 	"path"
 	"slices"
 	"time"
+
+	"kmodctl/internal/ko"
 )
 
 // Install is one file of ours under /lib/modules.
@@ -21,8 +23,15 @@ type Install struct {
 	Artifact string    `json:"artifact"` // digest of the artifact's record
 	Digest   string    `json:"digest"`   // SHA-256 in hex of the installed file
 	Size     int64     `json:"size"`     // bytes
+	Signer   string    `json:"signer"`   // SHA-256 in hex of the certificate that its signature is of, "" when it has none, SignerUnknown
 	At       time.Time `json:"at"`
 	Mtime    int64     `json:"mtime"` // of the installed file, ns since 1970: with Size it tells a quick look that nothing was changed
+}
+
+// Compression is that of the installed file: "", gzip, xz or zstd. Its name tells.
+func (i Install) Compression() string {
+	compression, _ := ko.CompressionOf(i.Path)
+	return compression
 }
 
 // Result says what Install or Uninstall changed. No Changes and no Depmod:
@@ -84,15 +93,14 @@ func installRows(q queryer, release string) ([]Install, error) {
 func readInstalls(q queryer, which string, args ...any) ([]Install, error) {
 	return collect(q, func(rows *sql.Rows, i *Install) error {
 		var at int64
-		err := rows.Scan(&i.Release, &i.Module, &i.Path, &i.Package, &i.Version, &i.Artifact, &i.Digest, &i.Size, &at, &i.Mtime)
+		err := rows.Scan(&i.Release, &i.Module, &i.Path, &i.Package, &i.Version, &i.Artifact, &i.Digest, &i.Size, &at, &i.Mtime, &i.Signer)
 		i.At = time.Unix(0, at).UTC()
 		return err
-	}, `SELECT release, module, path, package, version, artifact, digest, size, at, mtime FROM install
-		WHERE true`+which+` ORDER BY release, module`, args...)
+	}, `SELECT `+installColumns+` FROM install WHERE true`+which+` ORDER BY release, module`, args...)
 }
 
 // Install places the modules of artifacts under /lib/modules/RELEASE and indexes
-// them with one run of depmod. It replaces what these packages had installed
+// them with one run of depmod, each as dress has it. It replaces what these packages had installed
 // there: a module that the new artifact lacks goes. A file that is right already
 // is left alone, and if all are, nothing is written.
 //
@@ -101,12 +109,12 @@ func readInstalls(q queryer, which string, args ...any) ([]Install, error) {
 // intent is left, which the next writer finishes. Typed errors: *NoModulesError,
 // *LinkError, ErrNoDepmod; and *PackageError, when a call without that package
 // may go through: around an *OwnedError, a *ForeignError, a *CorruptError or others.
-func (r *Registry) Install(ctx context.Context, release string, as []Artifact) (Result, error) {
-	return r.install(ctx, intent{Op: OpInstall, Release: release}, as)
+func (r *Registry) Install(ctx context.Context, release string, as []Artifact, dress Dress) (Result, error) {
+	return r.install(ctx, intent{Op: OpInstall, Release: release}, as, dress)
 }
 
 // install fills in what an intent places, and carries it out.
-func (r *Registry) install(ctx context.Context, in intent, as []Artifact) (Result, error) {
+func (r *Registry) install(ctx context.Context, in intent, as []Artifact, dress Dress) (Result, error) {
 	release := in.Release
 	now := time.Now().UTC()
 	for _, a := range as {
@@ -119,9 +127,10 @@ func (r *Registry) install(ctx context.Context, in intent, as []Artifact) (Resul
 			return Result{}, fmt.Errorf("%s for %s: %w", in.Op, release, err)
 		}
 		for _, m := range a.Modules {
+			d := dress.of(m)
 			in.Target = append(in.Target, Install{
-				Release: release, Module: m.Name, Path: path.Join(modulesPath(release), m.name()),
-				Package: a.Package, Version: a.Version, Artifact: a.Digest, Digest: m.Digest, Size: m.Size, At: now,
+				Release: release, Module: m.Name, Path: path.Join(modulesPath(release), m.name()+ko.Suffix(d.Compression)),
+				Package: a.Package, Version: a.Version, Artifact: a.Digest, Digest: d.Digest, Size: d.Size, Signer: d.Signer, At: now,
 			})
 		}
 	}
@@ -264,7 +273,7 @@ func (m *modules) plan(had, target []Install) ([]step, error) {
 			s.action = actInstall
 		case digest != t.Digest:
 			s.action = actReplace
-		case old.Artifact != t.Artifact || old.Package != t.Package || old.Module != t.Module || old.Mtime != mtime:
+		case old.Artifact != t.Artifact || old.Package != t.Package || old.Module != t.Module || old.Signer != t.Signer || old.Mtime != mtime:
 			s.action = actRecord
 		default:
 			continue

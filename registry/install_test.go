@@ -18,7 +18,7 @@ func TestInstallReplaceUninstall(t *testing.T) {
 	r := writer(t, t.TempDir(), root)
 	net1 := mustPut(t, r, "net", "1", "net_core=1", "net_old=1")
 	disk := mustPut(t, r, "disk", "1", "disk=1")
-	res, err := r.Install(t.Context(), release, []Artifact{net1, disk})
+	res, err := r.Install(t.Context(), release, []Artifact{net1, disk}, nil)
 	must(t, err)
 	if len(res.Changes) != 3 || !res.Depmod {
 		t.Errorf("first install: %+v", res)
@@ -31,7 +31,7 @@ func TestInstallReplaceUninstall(t *testing.T) {
 	}
 
 	net2 := mustPut(t, r, "net", "2", "net_core=2", "net_new=2")
-	res, err = r.Install(t.Context(), release, []Artifact{net2, disk})
+	res, err = r.Install(t.Context(), release, []Artifact{net2, disk}, nil)
 	must(t, err)
 	var actions []string
 	for _, c := range res.Changes {
@@ -63,10 +63,10 @@ func TestInstallOfTheSameDoesNothing(t *testing.T) {
 	root, dir := newRoot(t), t.TempDir()
 	r := writer(t, dir, root)
 	a := mustPut(t, r, "net", "1", "net=1")
-	_, err := r.Install(t.Context(), release, []Artifact{a})
+	_, err := r.Install(t.Context(), release, []Artifact{a}, nil)
 	must(t, err)
 	before, wal := snapshot(t, string(root)), size(t, filepath.Join(dir, "registry.db-wal"))
-	res, err := r.Install(t.Context(), release, []Artifact{a})
+	res, err := r.Install(t.Context(), release, []Artifact{a}, nil)
 	must(t, err)
 	if len(res.Changes) != 0 || res.Depmod {
 		t.Errorf("second install: %+v", res)
@@ -79,13 +79,13 @@ func TestInstallOfTheSameDoesNothing(t *testing.T) {
 	}
 	// What somebody broke since is repaired.
 	must(t, os.Remove(filepath.Join(string(root), modulesPath(release), "modules.dep")))
-	res, err = r.Install(t.Context(), release, []Artifact{a})
+	res, err = r.Install(t.Context(), release, []Artifact{a}, nil)
 	must(t, err)
 	if !res.Depmod {
 		t.Error("modules.dep was gone and depmod did not run")
 	}
 	must(t, os.WriteFile(filepath.Join(string(root), a.path()), []byte("x"), 0o644))
-	_, err = r.Install(t.Context(), release, []Artifact{a})
+	_, err = r.Install(t.Context(), release, []Artifact{a}, nil)
 	must(t, err)
 	equal(t, "installed", installed(t, r, root), []string{"net=1"})
 }
@@ -98,9 +98,9 @@ func (a Artifact) path() string {
 func TestInstallOfTheSameFile(t *testing.T) {
 	root := newRoot(t)
 	r := writer(t, t.TempDir(), root)
-	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=same")})
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=same")}, nil)
 	must(t, err)
-	res, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "2", "net=same")})
+	res, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "2", "net=same")}, nil)
 	must(t, err)
 	if res.Depmod || len(res.Changes) != 1 || res.Changes[0].Action != "record" {
 		t.Errorf("result: %+v", res)
@@ -116,7 +116,7 @@ func TestInstallRefuses(t *testing.T) {
 		want  func(error) bool
 	}{
 		{"a module of another package", func(t *testing.T, root string, r *Registry) {
-			_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "first", "1", "net=0")})
+			_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "first", "1", "net=0")}, nil)
 			must(t, err)
 		}, func(err error) bool {
 			var e *OwnedError
@@ -191,7 +191,7 @@ func TestInstallRefuses(t *testing.T) {
 			a := mustPut(t, r, "net", "1", "net=1")
 			tt.setup(t, string(root), r)
 			before, rows := snapshot(t, string(root)), mustInstalls(t, r)
-			_, err := r.Install(t.Context(), release, []Artifact{a})
+			_, err := r.Install(t.Context(), release, []Artifact{a}, nil)
 			if !tt.want(err) {
 				t.Fatalf("error: %v", err)
 			}
@@ -214,7 +214,7 @@ func TestInstallRefuses(t *testing.T) {
 func TestInstallWithoutTheRefused(t *testing.T) {
 	root := newRoot(t)
 	r := writer(t, t.TempDir(), root)
-	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "first", "1", "taken=0")})
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "first", "1", "taken=0")}, nil)
 	must(t, err)
 	ours := filepath.Join(string(root), modulesPath(release), ourDir)
 	must(t, os.WriteFile(filepath.Join(ours, "byhand.ko"), nil, 0o644))
@@ -230,7 +230,7 @@ func TestInstallWithoutTheRefused(t *testing.T) {
 	refused := map[string]error{}
 	for len(as) > 0 {
 		before := snapshot(t, string(root))
-		_, err := r.Install(t.Context(), release, as)
+		_, err := r.Install(t.Context(), release, as, nil)
 		if err == nil {
 			break
 		}
@@ -269,13 +269,13 @@ func TestInstallWithoutTheRefused(t *testing.T) {
 func TestInstallRollsBack(t *testing.T) {
 	root := newRoot(t)
 	r := writer(t, t.TempDir(), root)
-	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1", "old=1")})
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1", "old=1")}, nil)
 	must(t, err)
 	before := snapshot(t, string(root))
 	next := mustPut(t, r, "net", "2", "net=2", "fresh=2")
 	dep := filepath.Join(string(root), modulesPath(release), "modules.dep")
 	fakeDepmod(t, "echo half > "+dep+".new && mv "+dep+".new "+dep+"; exit 3")
-	if _, err := r.Install(t.Context(), release, []Artifact{next}); err == nil {
+	if _, err := r.Install(t.Context(), release, []Artifact{next}, nil); err == nil {
 		t.Fatal("a failing depmod was no error")
 	}
 	if now := snapshot(t, string(root)); now != before {
@@ -296,7 +296,7 @@ func TestInstallCancelled(t *testing.T) {
 	before := snapshot(t, string(root))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := r.Install(ctx, release, []Artifact{a}); !errors.Is(err, context.Canceled) {
+	if _, err := r.Install(ctx, release, []Artifact{a}, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("error: %v", err)
 	}
 	if snapshot(t, string(root)) != before {
@@ -307,7 +307,7 @@ func TestInstallCancelled(t *testing.T) {
 func TestUninstallAfterTheKernelIsGone(t *testing.T) {
 	root := newRoot(t)
 	r := writer(t, t.TempDir(), root)
-	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")})
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")}, nil)
 	must(t, err)
 	must(t, os.RemoveAll(filepath.Join(string(root), modulesPath(release))))
 	drifts, err := r.Look(root)
@@ -325,7 +325,7 @@ func TestUninstallAfterTheKernelIsGone(t *testing.T) {
 func TestLook(t *testing.T) {
 	root, dir := newRoot(t), t.TempDir()
 	r := writer(t, dir, root)
-	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "gone=1", "changed=1", "fine=1", "hidden=1")})
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "gone=1", "changed=1", "fine=1", "hidden=1")}, nil)
 	must(t, err)
 	ours := filepath.Join(string(root), modulesPath(release), ourDir)
 	must(t, os.Remove(filepath.Join(ours, "gone.ko")))
@@ -370,7 +370,7 @@ func TestIndexIsForEveryone(t *testing.T) {
 	bin := tree(t, "depmod!=#!/bin/sh\nexit 1\n")
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	defer unix.Umask(unix.Umask(0o077))
-	_, err := r.Install(t.Context(), release, []Artifact{a})
+	_, err := r.Install(t.Context(), release, []Artifact{a}, nil)
 	must(t, err)
 	found := 0
 	for _, name := range indexFiles {

@@ -77,7 +77,11 @@ func (r *Registry) converge(m *modules, target []Install, steps []step, depmod *
 	}
 	for _, i := range target {
 		if index[i.Module] != m.name(i.Path) {
-			return &PackageError{i.Package, fmt.Errorf("depmod left %s out of modules.dep: another file of that name wins by depmod.d, or it is excluded", i.Path)}
+			why := "another file of that name wins by depmod.d, or it is excluded"
+			if c := i.Compression(); c != "" {
+				why += ", or depmod was built without " + c
+			}
+			return &PackageError{i.Package, fmt.Errorf("depmod left %s out of modules.dep: %s", i.Path, why)}
 		}
 	}
 	return nil
@@ -239,10 +243,15 @@ func (r *Registry) commit(m *modules, in intent, target []Install, outcome, reas
 }
 
 func insertInstall(tx *sql.Tx, i Install) error {
-	_, err := tx.Exec(`INSERT INTO install (release, module, path, package, version, artifact, digest, size, at, mtime)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		i.Release, i.Module, i.Path, i.Package, i.Version, i.Artifact, i.Digest, i.Size, i.At.UnixNano(), i.Mtime)
+	_, err := tx.Exec(`INSERT INTO install (`+installColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, i.columns()...)
 	return err
+}
+
+// installColumns are those of an install row, as columns has them.
+const installColumns = "release, module, path, package, version, artifact, digest, size, at, mtime, signer"
+
+func (i Install) columns() []any {
+	return []any{i.Release, i.Module, i.Path, i.Package, i.Version, i.Artifact, i.Digest, i.Size, i.At.UnixNano(), i.Mtime, i.Signer}
 }
 
 // abandon records that an intent failed and was undone.

@@ -17,7 +17,7 @@ func TestKernelGone(t *testing.T) {
 	root, dir := newRoot(t), t.TempDir()
 	mods := filepath.Join(string(root), modulesPath(release))
 	r := writer(t, dir, root)
-	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")})
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")}, nil)
 	must(t, err)
 	must(t, r.Close())
 	gone := func() time.Time {
@@ -72,14 +72,14 @@ func TestRemoveIsEnded(t *testing.T) {
 	_, _, err := r.AddSource(t.Context(), tree(t, "kmod.toml="), "net", "1", "")
 	must(t, err)
 	a := mustPut(t, r, "net", "1", "net=1")
-	_, err = r.Install(t.Context(), release, []Artifact{a})
+	_, err = r.Install(t.Context(), release, []Artifact{a}, nil)
 	must(t, err)
 	a.Release = second
 	file := filepath.Join(t.TempDir(), "net.ko")
 	must(t, os.WriteFile(file, mustObject(t, "1"), 0o644))
 	b, err := r.PutArtifact(t.Context(), a, map[string]string{"net": file})
 	must(t, err)
-	_, err = r.Install(t.Context(), second, []Artifact{b})
+	_, err = r.Install(t.Context(), second, []Artifact{b}, nil)
 	must(t, err)
 
 	must(t, r.write(func(tx *sql.Tx) error {
@@ -114,7 +114,7 @@ func TestRemoveThatFails(t *testing.T) {
 	r := writer(t, dir, root)
 	_, _, err := r.AddSource(t.Context(), tree(t, "kmod.toml="), "net", "1", "")
 	must(t, err)
-	_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")})
+	_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")}, nil)
 	must(t, err)
 	fakeDepmod(t, "echo out of luck >&2; exit 1")
 	if _, err := r.Remove(t.Context(), "net", "1"); err == nil || !strings.Contains(err.Error(), "out of luck") {
@@ -136,7 +136,7 @@ func TestRemoveThatCannotBeEnded(t *testing.T) {
 	r := writer(t, dir, root)
 	_, _, err := r.AddSource(t.Context(), tree(t, "kmod.toml="), "net", "1", "")
 	must(t, err)
-	_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")})
+	_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")}, nil)
 	must(t, err)
 	must(t, r.writeRemovals(`INSERT INTO removal VALUES (?, ?)`, "net", []string{"1"}))
 	must(t, r.Close()) // as after a kill
@@ -160,10 +160,10 @@ func TestRemoveThatCannotBeEnded(t *testing.T) {
 func TestKernelGoesAfterTheChange(t *testing.T) {
 	root, dir := newRoot(t), t.TempDir()
 	r := writer(t, dir, root)
-	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")})
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "1", "net=1")}, nil)
 	must(t, err)
 	garble(t, r, `CREATE TRIGGER stay BEFORE DELETE ON intent BEGIN SELECT RAISE(ABORT, 'no'); END`)
-	_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "2", "net=2")})
+	_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "2", "net=2")}, nil)
 	must(t, err)
 	garble(t, r, `DROP TRIGGER stay`)
 	must(t, r.Close()) // as after a kill

@@ -30,12 +30,12 @@ func TestOriginals(t *testing.T) {
 		}
 		before := snapshot(t, filepath.Join(mods, "kernel")) + snapshot(t, filepath.Join(mods, "extra"))
 		net1, disk := mustPut(t, r, "net", "1", "net_core=1"), mustPut(t, r, "disk", "1", "disk=1", "other=1")
-		res, err := r.Install(t.Context(), release, []Artifact{net1, disk})
+		res, err := r.Install(t.Context(), release, []Artifact{net1, disk}, nil)
 		must(t, err)
 		want := []string{"net_core shadows kernel/net-core.ko", "disk shadows extra/disk.ko", "other shadows "}
 		equal(t, "shadowed", changedOriginals(t, res), want)
 
-		_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "2", "net_core=2")})
+		_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "2", "net_core=2")}, nil)
 		must(t, err)
 		known, err := reader(t, dir).Originals()
 		must(t, err)
@@ -89,7 +89,7 @@ func TestOriginalIsALink(t *testing.T) {
 	must(t, os.Symlink(modulesPath("9.9.8")+"/extra/disk.ko", filepath.Join(mods, "weak-updates/disk.ko")))
 	must(t, os.WriteFile(filepath.Join(mods, "modules.dep"), []byte("weak-updates/disk.ko:\n"), 0o644))
 	r := writer(t, dir, root)
-	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "disk", "1", "disk=1")})
+	_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "disk", "1", "disk=1")}, nil)
 	must(t, err)
 	known, err := r.Originals()
 	must(t, err)
@@ -107,7 +107,7 @@ func TestOriginalChanges(t *testing.T) {
 	r := writer(t, dir, root)
 	install := func(version string) []Original {
 		t.Helper()
-		_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", version, "net="+version)})
+		_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", version, "net="+version)}, nil)
 		must(t, err)
 		known, err := r.Originals()
 		must(t, err)

@@ -47,7 +47,7 @@ func TestInstallAtAPlace(t *testing.T) {
 	for _, step := range []struct{ version, place, file string }{
 		{"1", "updates/dkms", "updates/dkms/net.ko"}, {"2", "", "updates/kmodctl/net.ko"}, {"3", "updates/dkms", "updates/dkms/net.ko"},
 	} {
-		_, err := r.Install(t.Context(), release, []Artifact{putAt(t, r, step.version, step.place, step.version)})
+		_, err := r.Install(t.Context(), release, []Artifact{putAt(t, r, step.version, step.place, step.version)}, nil)
 		must(t, err)
 		find(slices.Sorted(maps.Keys(map[string]bool{"updates/dkms/other.ko": true, step.file: true}))...)
 		originals, err := r.Originals()

@@ -204,7 +204,7 @@ func (b *rebuilder) fill(ctx context.Context) error {
 		},
 		func() error { return b.salvage("original", "release, module, path, digest, size", saneOriginal) },
 		func() error {
-			return b.salvage("install", "release, module, path, package, version, artifact, digest, size, at, mtime", b.saneInstall)
+			return b.salvage("install", installColumns, b.saneInstall)
 		},
 		func() error { return b.salvage("beside", "path, package, version, digest, was", b.saneBeside) },
 		func() error { return b.salvage("intent", "release, done, body", b.saneIntent) },

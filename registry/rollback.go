@@ -75,8 +75,8 @@ func (r *Registry) checkModules(ctx context.Context, a Artifact) error {
 
 // Rollback installs an artifact that Previous chose, and sets the pins with it, in one
 // step: without one, the next build would put the newer one back. It is as Install else.
-func (r *Registry) Rollback(ctx context.Context, a Artifact, pins Pins) (Result, error) {
-	return r.install(ctx, intent{Op: OpRollback, Release: a.Release, Pins: pins}, []Artifact{a})
+func (r *Registry) Rollback(ctx context.Context, a Artifact, pins Pins, dress Dress) (Result, error) {
+	return r.install(ctx, intent{Op: OpRollback, Release: a.Release, Pins: pins}, []Artifact{a}, dress)
 }
 
 // place is where a package can be installed.

@@ -23,7 +23,7 @@ func init() {
 		if err != nil {
 			return err
 		}
-		_, err = r.Rollback(context.Background(), a, Pins{{Package: "net", Release: release, Version: args[3]}})
+		_, err = r.Rollback(context.Background(), a, Pins{{Package: "net", Release: release, Version: args[3]}}, nil)
 		return err
 	}
 }
@@ -34,7 +34,7 @@ func back(t *testing.T, r *Registry) string {
 	p, err := r.Previous(t.Context(), "net", release)
 	must(t, err)
 	pin := Pin{Package: "net", Release: release, Version: p.Artifact.Version, Artifact: p.Artifact.Digest}
-	_, err = r.Rollback(t.Context(), p.Artifact, Pins{pin})
+	_, err = r.Rollback(t.Context(), p.Artifact, Pins{pin}, nil)
 	must(t, err)
 	pins, err := r.Pins()
 	must(t, err)
@@ -49,7 +49,7 @@ func TestRollbackGoesBack(t *testing.T) {
 	root, dir := newRoot(t), t.TempDir()
 	r := writer(t, dir, root)
 	for _, version := range []string{"1", "2", "3"} {
-		_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", version, "net="+version)})
+		_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", version, "net="+version)}, nil)
 		must(t, err)
 	}
 	equal(t, "back to", []string{back(t, r), back(t, r)}, []string{"2", "1"})
@@ -70,14 +70,14 @@ func TestRollbackGoesBack(t *testing.T) {
 
 	a3, _, err := r.Artifact("net", "3", release)
 	must(t, err)
-	_, err = r.Install(t.Context(), release, []Artifact{a3})
+	_, err = r.Install(t.Context(), release, []Artifact{a3}, nil)
 	must(t, err)
 	if v := back(t, r); v != "1" {
 		t.Errorf("from 3 again: back to %s", v)
 	}
 	// Built again, 2 came out the same.
 	for range 2 {
-		_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "2", "net=2")})
+		_, err = r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "2", "net=2")}, nil)
 		must(t, err)
 	}
 	if p, err := r.Previous(t.Context(), "net", release); err != nil || p.Artifact.Version != "1" {
@@ -99,9 +99,9 @@ func TestRollbackPast(t *testing.T) {
 			var err error
 			switch op {
 			case "install":
-				_, err = r.Install(t.Context(), release, []Artifact{as[v]})
+				_, err = r.Install(t.Context(), release, []Artifact{as[v]}, nil)
 			case "rollback":
-				_, err = r.Rollback(t.Context(), as[v], nil)
+				_, err = r.Rollback(t.Context(), as[v], nil, nil)
 			case "uninstall":
 				_, err = r.Uninstall(t.Context(), release, []string{"net"})
 			}
@@ -140,7 +140,7 @@ func TestRollbackTakesWhatWasGood(t *testing.T) {
 	install := func(version string) Artifact {
 		t.Helper()
 		a := mustPut(t, r, "net", version, "net="+version)
-		_, err := r.Install(t.Context(), release, []Artifact{a})
+		_, err := r.Install(t.Context(), release, []Artifact{a}, nil)
 		must(t, err)
 		return a
 	}
@@ -149,7 +149,7 @@ func TestRollbackTakesWhatWasGood(t *testing.T) {
 	mustPut(t, r, "net", "4", "net=4")
 	places := depmodPlaces
 	fakeDepmod(t, "exit 1")
-	if _, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "5", "net=5")}); err == nil {
+	if _, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", "5", "net=5")}, nil); err == nil {
 		t.Fatal("a failing depmod was no error")
 	}
 	depmodPlaces = places
@@ -172,7 +172,7 @@ func TestRollbackCutOff(t *testing.T) {
 	root, dir := newRoot(t), t.TempDir()
 	r := writer(t, dir, root)
 	for _, version := range []string{"1", "2"} {
-		_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", version, "net="+version)})
+		_, err := r.Install(t.Context(), release, []Artifact{mustPut(t, r, "net", version, "net="+version)}, nil)
 		must(t, err)
 	}
 	p, err := r.Previous(t.Context(), "net", release)

@@ -264,7 +264,7 @@ func TestRemoveSource(t *testing.T) {
 	must(t, r.FinishAttempt(at))
 	a := mustPut(t, r, "net", "1", "net=shared", "own=1")
 	kept := mustPut(t, r, "other", "1", "net=shared")
-	_, err = r.Install(t.Context(), release, []Artifact{a})
+	_, err = r.Install(t.Context(), release, []Artifact{a}, nil)
 	must(t, err)
 
 	var used *InUseError

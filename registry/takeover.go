@@ -15,7 +15,7 @@ import (
 )
 
 // TakeOver makes rows of modules that another program has installed for the release of an
-// artifact: of each, Module, Path and Digest are given. Nothing is moved, and no index is
+// artifact: of each, Module, Path, Digest and Signer are given. Nothing is moved, and no index is
 // made. A file that has another digest is a *CorruptError, a module that has a row an
 // *OwnedError; after an error nothing is changed.
 func (r *Registry) TakeOver(ctx context.Context, a Artifact, files []Install, shadowed []Original) error {
@@ -49,7 +49,7 @@ func (r *Registry) takeOverFiles(ctx context.Context, a Artifact, files []Instal
 			return err
 		}
 		rows[i] = Install{Release: a.Release, Module: f.Module, Path: f.Path, Package: a.Package, Version: a.Version,
-			Artifact: a.Digest, Digest: f.Digest, Size: info.Size(), At: now, Mtime: info.ModTime().UnixNano()}
+			Artifact: a.Digest, Digest: f.Digest, Size: info.Size(), Signer: f.Signer, At: now, Mtime: info.ModTime().UnixNano()}
 	}
 	in := intent{Release: a.Release, Op: OpInstall, Packages: []string{a.Package}, Target: rows, Originals: shadowed}
 	return r.write(func(tx *sql.Tx) error {

@@ -283,7 +283,13 @@ func (r *Registry) neededBlobs() (map[string]Drift, error) {
 			needed[m.Digest] = d
 		}
 	}
-	return needed, nil
+	installs, err := r.Installs()
+	for _, i := range installs {
+		if _, ok := needed[i.Digest]; !ok { // signed, compressed or both
+			needed[i.Digest] = Drift{Digest: i.Digest, Package: i.Package, Version: i.Version, Release: i.Release, Module: i.Module, Needed: i.Artifact, Why: "installed as " + i.Path}
+		}
+	}
+	return needed, err
 }
 
 // verifySources compares the rows of sources with their archives. What is wrong with an archive

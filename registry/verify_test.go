@@ -43,7 +43,7 @@ func store(t *testing.T) (dir, origin string, root kernel.Root) {
 		a := mustPut(t, r, "net", version, "net="+version, "net_extra=x"+version)
 		attempt.Outcome, attempt.Log, attempt.Artifact = OutcomeOK, log, a.Digest
 		must(t, r.FinishAttempt(attempt))
-		_, err = r.Install(t.Context(), release, []Artifact{a})
+		_, err = r.Install(t.Context(), release, []Artifact{a}, nil)
 		must(t, err)
 	}
 	must(t, r.SetPin(Pin{Package: "net", Version: "2"}))
@@ -311,7 +311,7 @@ func TestRebuildWithOldRows(t *testing.T) {
 			before, err := os.ReadFile(filepath.Join(dir, dbFile))
 			must(t, err)
 			w := writer(t, dir, root)
-			_, err = w.Install(t.Context(), release, []Artifact{mustPut(t, w, "net", "3", "net=3", "net_new=x3")})
+			_, err = w.Install(t.Context(), release, []Artifact{mustPut(t, w, "net", "3", "net=3", "net_new=x3")}, nil)
 			must(t, errors.Join(err, w.Close()))
 			for _, suffix := range dbSuffixes {
 				must(t, os.Remove(filepath.Join(dir, dbFile+suffix)))
@@ -353,7 +353,7 @@ func TestRebuildWithOldSource(t *testing.T) {
 func TestLogWithoutHead(t *testing.T) {
 	dir, _, root := store(t)
 	w := writer(t, dir, root)
-	_, err := w.Install(t.Context(), release, []Artifact{mustPut(t, w, "net", "3", "net=3")})
+	_, err := w.Install(t.Context(), release, []Artifact{mustPut(t, w, "net", "3", "net=3")}, nil)
 	must(t, err)
 	killed := t.TempDir()
 	must(t, os.CopyFS(killed, os.DirFS(dir)))
@@ -435,7 +435,7 @@ func TestClockSetBack(t *testing.T) {
 	}))
 	equal(t, "verify", drifts(t, r, root), nil)
 	a := mustPut(t, r, "net", "2", "net=3")
-	_, err := r.Install(t.Context(), release, []Artifact{a})
+	_, err := r.Install(t.Context(), release, []Artifact{a}, nil)
 	must(t, err)
 	attempts, err := r.Attempts("net", release, 1)
 	must(t, err)

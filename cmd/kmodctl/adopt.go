@@ -457,7 +457,11 @@ func (a *adoption) installed(ctx context.Context, conf dkms.Conf, art registry.A
 		for _, place := range a.places(conf, f) {
 			file := path.Join("/lib/modules", b.release, place, f.file)
 			if data, err := a.root.ReadFile(file); err == nil && sha256Of(data) == f.sum {
-				rows = append(rows, registry.Install{Module: f.Name, Path: file, Digest: f.sum})
+				row := registry.Install{Module: f.Name, Path: file, Digest: f.sum}
+				if f.info.Signature != nil {
+					row.Signer = registry.SignerUnknown
+				}
+				rows = append(rows, row)
 				break
 			}
 		}

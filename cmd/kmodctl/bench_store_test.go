@@ -149,7 +149,7 @@ func newStore(t testing.TB, packages, kernelCount int) string {
 		}
 	}
 	for release, arts := range due {
-		_, err := reg.Install(t.Context(), release, arts)
+		_, err := reg.Install(t.Context(), release, arts, nil)
 		ok(err)
 	}
 	return root

@@ -99,7 +99,7 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 	}
 	for len(due) > 0 {
 		end := j.err.show("install for " + k.Name)
-		res, err := j.reg.Install(ctx, k.Name, due)
+		res, err := j.reg.Install(ctx, k.Name, due, nil)
 		end()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

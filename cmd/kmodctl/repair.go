@@ -285,7 +285,7 @@ func (r *repairer) lost(ctx context.Context, d registry.Drift, about map[string]
 			return err
 		}
 		if installed {
-			if _, err := r.reg.Install(ctx, d.Release, []registry.Artifact{made}); err != nil {
+			if _, err := r.reg.Install(ctx, d.Release, []registry.Artifact{made}, nil); err != nil {
 				return err
 			}
 			again[target{d.Package, d.Release}] = true

@@ -263,7 +263,7 @@ func (j *job) rollBack(ctx context.Context, step *rollbackStep, pins registry.Pi
 		j.would("roll back %s %s to %s for %s, and pin it", step.Package, step.From, step.to(), step.Release)
 		return nil
 	}
-	_, err := j.reg.Rollback(ctx, step.art, pins)
+	_, err := j.reg.Rollback(ctx, step.art, pins, nil)
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

@@ -132,7 +132,7 @@ func loseUpgrade(t testing.TB, m machine) {
 	release := m.kernels[0]
 	art, _, err := reg.Artifact("net", "1.1", release)
 	check(t, err)
-	_, err = reg.Install(t.Context(), release, []registry.Artifact{art})
+	_, err = reg.Install(t.Context(), release, []registry.Artifact{art}, nil)
 	check(t, err)
 	file := filepath.Join(m.state(), "registry.db")
 	var killed [2][]byte
