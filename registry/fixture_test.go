@@ -18,11 +18,25 @@ import (
 	"kmodctl/internal/kernel"
 )
 
-// The releases that testdata/make-store builds for.
-const (
-	oldKernel = "6.1.0-56-amd64"
-	newKernel = "6.12.117+deb12-amd64"
-)
+// builtFor are the two releases that testdata/make-store has built for: those that its machine had then.
+func builtFor(t *testing.T, root kernel.Root) (older, newer string) {
+	t.Helper()
+	names, err := readNames(openTree(t, root), "lib/modules")
+	must(t, err)
+	slices.SortFunc(names, kernel.Compare)
+	if len(names) != 2 {
+		t.Fatalf("releases of the fixture: %q", names)
+	}
+	return names[0], names[1]
+}
+
+func openTree(t *testing.T, root kernel.Root) *os.Root {
+	t.Helper()
+	tree, err := os.OpenRoot(string(root))
+	must(t, err)
+	t.Cleanup(func() { tree.Close() })
+	return tree
+}
 
 // fixture unpacks a store that an earlier kmodctl left, and the machine around it.
 func fixture(t *testing.T, archive string) (dir string, root kernel.Root) {
@@ -176,10 +190,11 @@ func fixtureIsUsed(t *testing.T, archive string) {
 	if diff := cmp.Diff(schemaOf(t, r), schemaOf(t, writer(t, t.TempDir(), root))); diff != "" {
 		t.Errorf("not the schema of a new store (-has +new):\n%s", diff)
 	}
+	oldKernel, newKernel := builtFor(t, root)
 	equal(t, "installed", rowsOf(t, r), []string{"crc7=2.0 " + oldKernel, "hello=1.1.0 " + oldKernel,
 		"crc7=2.0 " + newKernel, "hello=1.0.0 " + newKernel, "spare=1.0 " + newKernel})
 	isClean(t, r, root)
-	fixtureHistory(t, r)
+	fixtureHistory(t, r, oldKernel)
 
 	// Out with all of it, and in again with what is in the store.
 	for _, release := range []string{oldKernel, newKernel} {
@@ -211,7 +226,7 @@ func fixtureIsUsed(t *testing.T, archive string) {
 }
 
 // fixtureHistory looks at the build that failed, the upgrade and the uninstall.
-func fixtureHistory(t *testing.T, r *Registry) {
+func fixtureHistory(t *testing.T, r *Registry, oldKernel string) {
 	t.Helper()
 	failed, err := r.Attempts("broken", "", 1)
 	must(t, err)
