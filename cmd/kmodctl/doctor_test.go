@@ -41,6 +41,9 @@ func TestDoctor(t *testing.T) {
 	file("usr/sbin/update-initramfs", "")
 	says(t, must(t, "--root", root, "build", hello).stderr, "the initramfs of "+rels[0]+" is to be remade")
 	must(t, "--root", root, "hooks", "install")
+	if r := must(t, "--root", root, "hook", "initramfs", rels[0]); r.out != "hello\n" || r.stderr != "" {
+		t.Errorf("in the initramfs of %s: %q, %s", rels[0], r.out, r.stderr)
+	}
 
 	// found is what a check says, "" when all is ok.
 	found := func(check string) (what string) {

@@ -34,6 +34,7 @@ func cmdHook(e *env) *cli.Command {
 			"   remove    a kernel goes or is gone: the packages' modules for it are uninstalled, artifacts are kept\n"+
 			"   changed   kernels came or went, and nobody tells which: add for all that are here, remove for those gone\n"+
 			"   boot      add for the running kernel\n"+
+			"   initramfs its initramfs is being made: prints the modules of packages whose manifests say initramfs = true\n"+
 			"   zypper    changed, after a conversation with libzypp on standard input and output\n\n"+
 			"It is silent when there is nothing to do, else prints one line per package, and lets everything else on the\n"+
 			"machine go first. What failed is shown by kmodctl status; the exit code tells of it with --strict only, so that no\n"+
@@ -46,8 +47,8 @@ func cmdHook(e *env) *cli.Command {
 		},
 		Action: func(c *cli.Context) error {
 			event, args := c.Args().First(), c.Args().Tail()
-			if !slices.Contains([]string{"add", "headers", "remove", "changed", "boot", "zypper"}, event) {
-				return usagef("hook: no event %q (add, headers, remove, changed, boot, zypper)", event)
+			if !slices.Contains([]string{"add", "headers", "remove", "changed", "boot", "initramfs", "zypper"}, event) {
+				return usagef("hook: no event %q (add, headers, remove, changed, boot, initramfs, zypper)", event)
 			}
 			strict, limit, err := e.hookManners(c)
 			if err != nil {
@@ -149,6 +150,8 @@ func (e *env) hook(ctx context.Context, event string, releases []string, in io.R
 		return e.kernelsChanged(ctx, nil, once)
 	case "changed":
 		return e.kernelsChanged(ctx, releases, once)
+	case "initramfs":
+		return e.initramfsModules(ctx, releases)
 	case "boot":
 		running, err := e.running()
 		if err != nil {

@@ -22,7 +22,7 @@ func cmdHooks(e *env) *cli.Command {
 		ArgsUsage: "install|status|remove",
 		Description: examples("A package of kmodctl brings these files; install is for a kmodctl that came otherwise. It does so for what it\n"+
 			"finds here: Debian's /etc/kernel, kernel-install, pacman, apk, zypper, systemd (for a kernel that boots\n"+
-			"without its modules). A file of DKMS's in the same place is set aside, and put back by remove. What a package has installed,\n"+
+			"without its modules), initramfs-tools and dracut (initramfs = true of a manifest). A file of DKMS's in the same place is set aside, and put back by remove. What a package has installed,\n"+
 			"remove masks. The STATE of a file is one of\n\n"+
 			"   active    it calls this kmodctl\n"+
 			"   absent    it is not there\n"+
@@ -76,12 +76,14 @@ const (
 
 // hookSystems say by which path inside the root a machine shows that it has a system.
 var hookSystems = map[string]string{
-	"debian":         "/var/lib/dpkg",
-	"kernel-install": "/usr/bin/kernel-install",
-	"pacman":         "/usr/bin/pacman",
-	"apk":            "/lib/apk",
-	"zypper":         "/usr/bin/zypper",
-	"systemd":        "/usr/lib/systemd/system",
+	"debian":          "/var/lib/dpkg",
+	"kernel-install":  "/usr/bin/kernel-install",
+	"pacman":          "/usr/bin/pacman",
+	"apk":             "/lib/apk",
+	"zypper":          "/usr/bin/zypper",
+	"systemd":         "/usr/lib/systemd/system",
+	"initramfs-tools": "/usr/share/initramfs-tools/hooks",
+	"dracut":          "/usr/lib/dracut/modules.d",
 }
 
 // ownFolders are where an administrator's file takes the place of a package's.

@@ -44,6 +44,26 @@ func (e *env) initramfsOf(release string) (string, error) {
 	return "", nil
 }
 
+// initramfsModules prints the modules, by kernel and name, that must be in the initramfs of kernels: what makes one asks for them.
+func (e *env) initramfsModules(ctx context.Context, releases []string) error {
+	reg, err := e.reader(ctx)
+	if err != nil {
+		return err
+	}
+	defer reg.Close()
+	installs, err := reg.Installs()
+	if err != nil {
+		return err
+	}
+	for _, i := range installs {
+		src, err := reg.Source(i.Package, i.Version)
+		if slices.Contains(releases, i.Release) && err == nil && wantsInitramfs(src) {
+			fmt.Fprintln(e.out, i.Module)
+		}
+	}
+	return nil
+}
+
 // remakeInitramfs remakes the initramfs of a kernel when one of what was installed for it says that it must be in there. What is
 // there stays when it fails.
 func (j *job) remakeInitramfs(ctx context.Context, k kernel.Release, installed []registry.Artifact) error {
