@@ -33,7 +33,8 @@ type env struct {
 	out      io.Writer
 	err      *screen
 
-	incomplete bool // files beside modules could not be put in place, or taken away, which has been told
+	incomplete  bool           // what is done when a command ends was not all done, which has been told
+	afterBeside []func() error // what a writer does when the files beside modules are in place
 }
 
 // setUp reads the global flags, before any command runs.
@@ -210,6 +211,12 @@ func (e *env) close(reg *registry.Registry) {
 	if err := e.putBeside(reg); err != nil {
 		e.reportUntold(err)
 		e.incomplete = e.incomplete || !othersFile(err)
+	}
+	for _, do := range e.afterBeside {
+		if err := do(); err != nil {
+			e.report(err)
+			e.incomplete = true
+		}
 	}
 	if !e.dryRun {
 		if err := e.showDKMS(reg); err != nil {

@@ -64,31 +64,37 @@ func (e *env) initramfsModules(ctx context.Context, releases []string) error {
 	return nil
 }
 
-// remakeInitramfs remakes the initramfs of a kernel when one of what was installed for it says that it must be in there. What is
-// there stays when it fails.
-func (j *job) remakeInitramfs(ctx context.Context, k kernel.Release, installed []registry.Artifact) error {
+// initramfsStale has the initramfs of a kernel remade when the command has put all in its place, firmware and options too, if
+// one of what was installed says that it must be in there.
+func (j *job) initramfsStale(ctx context.Context, k kernel.Release, installed []registry.Artifact) {
 	wanted := slices.ContainsFunc(installed, func(a registry.Artifact) bool {
 		src, err := j.reg.Source(a.Package, a.Version)
 		return err == nil && wantsInitramfs(src)
 	})
-	if !wanted || j.options.newKernel {
-		return nil
+	if wanted && !j.options.newKernel {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.afterBeside = append(j.afterBeside, func() error { return j.remakeInitramfs(ctx, k.Name) })
 	}
-	command := j.remakeCommand(k.Name)
+}
+
+// remakeInitramfs remakes the initramfs of a kernel. What is there stays when it fails.
+func (e *env) remakeInitramfs(ctx context.Context, release string) error {
+	command := e.remakeCommand(release)
 	switch {
 	case command == nil:
-		return fmt.Errorf("remake initramfs of %s: found none of update-initramfs, dracut and mkinitcpio", k.Name)
-	case !j.root.IsHost():
-		j.changed("the initramfs of %s is to be remade inside %s: %s", k.Name, j.root, command)
+		return fmt.Errorf("remake initramfs of %s: found none of update-initramfs, dracut and mkinitcpio", release)
+	case !e.root.IsHost():
+		e.changed("the initramfs of %s is to be remade inside %s: %s", release, e.root, command)
 		return nil
 	}
-	end := j.err.show("initramfs of " + k.Name)
+	end := e.err.show("initramfs of " + release)
 	out, err := exec.CommandContext(ctx, command[0], command[1:]...).CombinedOutput()
 	end()
 	if err != nil {
-		return fmt.Errorf("remake initramfs of %s: %w: %s", k.Name, err, firstLine(string(out)))
+		return fmt.Errorf("remake initramfs of %s: %w: %s", release, err, firstLine(string(out)))
 	}
-	j.changed("remade the initramfs of %s", k.Name)
+	e.changed("remade the initramfs of %s", release)
 	return nil
 }
 

@@ -113,9 +113,7 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 					j.tellLive(art)
 					j.afterInstall(ctx, art)
 				}
-				if err := j.remakeInitramfs(ctx, k, due); err != nil {
-					j.fail(err)
-				}
+				j.initramfsStale(ctx, k, due)
 				j.postTransaction(ctx, k.Name)
 			}
 			return nil
