@@ -34,7 +34,7 @@ type Finding struct {
 // and its modules export, and what the running kernel lets in. Findings come in the order of the plan, those of one module in
 // that of the kernel's checks, so that the first with an Errno is the one that the system call would return.
 //
-// What a module's init function will say, memory and devices cannot be known, nor whether anybody has the file open for writing.
+// What a module's init function will say, memory and devices cannot be known.
 func Check(plan *Plan, t *Target) []Finding {
 	c := &check{plan: plan, target: t, files: make([]file, len(plan.Steps))}
 	c.open(plan.Steps)
@@ -45,11 +45,14 @@ func Check(plan *Plan, t *Target) []Finding {
 		}
 		c.module = s.Module
 		c.policy()
-		if f := c.files[i]; f.err != nil {
+		switch f := c.files[i]; {
+		case f.err != nil:
+			c.access(s.Path, "")
 			c.unreadable(f.err)
-		} else if f.info != nil && f.fits {
+		case f.info != nil && f.fits:
 			c.parameters(f.info, s)
-		} else if f.info != nil {
+		case f.info != nil:
+			c.access(s.Path, f.info.Compression)
 			c.file(f.info, s, i)
 		}
 	}
@@ -177,26 +180,37 @@ func (c *check) file(info *ko.Info, s Step, step int) {
 		c.module = info.Name
 	}
 	c.signature(info)
+	c.content(info, s.Path)
 	if arch := c.target.arch(); arch != "" && info.Arch != arch {
 		c.refuse(CauseArch, unix.ENOEXEC, "the file was built for another processor architecture",
 			fmt.Sprintf("the file is for %s, the kernel for %s", info.Arch, arch))
 		return // nothing else can be compared
 	}
 	other := c.versions(info)
-	c.builtin(info)
 	if len(info.WriteExec) > 0 {
 		c.refuse(CauseWriteExec, unix.ENOEXEC, fmt.Sprintf("section %s of the file is writable and executable", info.WriteExec[0]), info.WriteExec[1:]...)
 	}
-	if info.Common != "" {
-		c.refuse(CauseRelocation, unix.ENOEXEC, "the file has variables without a place (COMMON): it was compiled without -fno-common", "the first is "+info.Common)
-	}
 	if !other { // else its symbols differ for that reason
 		c.imports(info, step)
+	}
+	c.relocations(info)
+	if !other {
 		c.exports(info, step)
 	}
 	c.parameters(info, s)
+	c.builtin(info)
 	if letters := c.target.taints(info); letters != "" {
 		c.warn(CauseTaint, "it taints the kernel: "+letters, explainTaints(letters)...)
+	}
+}
+
+// relocations judges what the kernel cannot place: simplify_symbols and apply_relocations in kernel/module/main.c.
+func (c *check) relocations(info *ko.Info) {
+	if info.Common != "" {
+		c.refuse(CauseRelocation, unix.ENOEXEC, "the file has variables without a place (COMMON): it was compiled without -fno-common", "the first is "+info.Common)
+	}
+	if info.Relocated != "" {
+		c.refuse(CauseRelocation, unix.ENOEXEC, "the file was linked again after it was finished: the places of its relocations are filled", "the first is in section "+info.Relocated)
 	}
 }
 
@@ -257,6 +271,8 @@ func (c *check) builtin(info *ko.Info) {
 	switch {
 	case c.target.state.isBuiltin(info.Name):
 		c.refuse(CauseBuiltinName, unix.EINVAL, text, "/sys/module/"+info.Name+" is there and has no initstate")
+	case c.target.shows(info.Name):
+		c.refuse(CauseBuiltinName, unix.EINVAL, text, "the kernel's image has parameters or a version of that name")
 	case c.target.index.Builtin(info.Name):
 		c.warn(CauseBuiltinName, text, "modules.builtin names it")
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -199,6 +200,7 @@ func TestCheck(t *testing.T) {
 		{"as many values as there can be", "sunhme", end(""), "macaddr=1,2,3,4,5,6", nil},
 		{"text too long", "dell_rbu", end(""), "image_type=" + strings.Repeat("x", 80), refused(loader.CauseParamLength, unix.ENOSPC)},
 		{"text", "dell_rbu", end(""), "image_type=packet", nil},
+		{"name of a part of the kernel", "sunhme", swap("name=sunhme", "name=printk"), "", refused(loader.CauseBuiltinName, unix.EINVAL)},
 		{"damaged signature", "dummy", end("junk\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x04" + modsig.Magic), "", refused(loader.CauseSignatureDamaged, unix.EBADMSG)},
 		{"signature of no known kind", "dummy", end("junk\x00\x00\x07\x00\x00\x00\x00\x00\x00\x00\x00\x04" + modsig.Magic), "", nil},
 	}
@@ -228,6 +230,31 @@ func TestCheck(t *testing.T) {
 			})
 		}
 	})
+}
+
+// A file that somebody writes to is none that the running kernel takes; who does is told.
+func TestCheckOfFileInUse(t *testing.T) {
+	release := installed(t)[0]
+	path := changed(t, loader.OpenIndex("/", "/lib/modules/"+release), "dummy")
+	target := loader.NewTarget("/", release, nil, nil, &loader.State{})
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _ := loader.FirstRefused(loader.Check(insertion("dummy", path, ""), target))
+	if who := fmt.Sprintf("process %d (", os.Getpid()); first.Cause != loader.CauseFileBusy || first.Errno != unix.ETXTBSY || len(first.Evidence) != 1 || !strings.HasPrefix(first.Evidence[0], who) {
+		t.Errorf("open for writing: %+v", first)
+	}
+	if err := f.Truncate(1000); err != nil {
+		t.Fatal(err)
+	}
+	if first, _ := loader.FirstRefused(loader.Check(insertion("dummy", path, ""), target)); first.Cause != loader.CauseFileBusy {
+		t.Errorf("half written: %+v", first)
+	}
+	f.Close()
+	if first, _ := loader.FirstRefused(loader.Check(insertion("dummy", path, ""), target)); first.Cause != loader.CauseTruncated {
+		t.Errorf("half written, and nobody writes: %+v", first)
+	}
 }
 
 // What a kernel minds first of a module of another kernel depends on its age; and it is said plainly what the matter is.
@@ -309,6 +336,8 @@ func TestCheckOfPolicy(t *testing.T) {
 		"locked down, strange key":       {signed, map[string]string{enforce: "N\n", lockdown: "none integrity [confidentiality]\n", "proc/keys": keys}, []verdict{{loader.CauseLockdown, unix.EPERM}}},
 		"Secure Boot, unsigned":          {unsigned, map[string]string{enforce: "Y\n", lockdown: "none [integrity] confidentiality\n"}, []verdict{{loader.CauseUnsigned, unix.EKEYREJECTED}}},
 		"no signatures in this kernel":   {unsigned, map[string]string{lockdown: "none [integrity] confidentiality\n"}, nil},
+		"IMA appraises":                  {signed, map[string]string{"proc/cmdline": "ima_policy=tcb|secure_boot quiet\n"}, []verdict{{loader.CauseIMA, unix.EACCES}}},
+		"IMA only tells":                 {signed, map[string]string{"proc/cmdline": "ima_policy=secure_boot ima_appraise=log\n"}, nil},
 		"a name that the kernel has":     {signed, map[string]string{"sys/module/dummy/version": "1\n"}, []verdict{{loader.CauseBuiltinName, unix.EINVAL}}},
 		"a module that is there already": {signed, map[string]string{"sys/module/dummy/initstate": "live\n"}, nil},
 	} {

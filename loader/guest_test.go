@@ -102,7 +102,7 @@ func (a answer) offline() loader.CauseID {
 // ofPolicy reports whether what the running kernel lets in decides the question, so
 // that the check must be made there.
 func (q *question) ofPolicy() bool {
-	return q.Policy || q.While == whileNobody || q.While == whileDisabled
+	return q.Policy || q.While == whileNobody || q.While == whileDisabled || q.While == whileWritten
 }
 
 // plan is the plan of the question, with the files in that folder, and with First

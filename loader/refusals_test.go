@@ -129,7 +129,7 @@ func loaded(boot string, q question, says string, offline ...loader.CauseID) ref
 }
 
 func row(boot string, q question, e expect, offline []loader.CauseID) refusal {
-	q.Policy = boot != plain
+	q.Policy = q.Policy || boot != plain
 	if len(offline) > 0 {
 		e.offline = offline[0]
 	}
@@ -173,11 +173,11 @@ var catalogue = []refusal{
 	stopped(plain, file("object file", "notmodule"), unix.ENOEXEC, "not a kernel module: .gnu.linkonce.this_module", loader.CauseNotModule),
 	stopped(plain, file("stripped", "stripped"), unix.ENOEXEC, "without a symbol table", loader.CauseStripped),
 	refused(plain, file("section writable and executable", "writeexec"), unix.ENOEXEC, loader.CauseWriteExec),
-	refused(plain, file("linked twice", "linkedtwice"), unix.ENOEXEC, loader.CauseRelocation, nothing),
+	refused(plain, file("linked twice", "linkedtwice"), unix.ENOEXEC, loader.CauseRelocation),
 	refused(plain, file("COMMON symbol", "common"), unix.ENOEXEC, loader.CauseRelocation),
 	stopped(plain, file("folder", "folder"), unix.EINVAL, "not a regular file", loader.CauseNotReadable),
 	stopped(plain, file("no such file", "missing"), unix.ENOENT, "no such file", loader.CauseNotReadable),
-	refused(plain, question{Row: "open for writing", File: "victim", While: whileWritten}, unix.ETXTBSY, loader.CauseFileBusy, nothing),
+	refused(plain, question{Row: "open for writing", File: "victim", While: whileWritten}, unix.ETXTBSY, loader.CauseFileBusy),
 	loaded(plain, file("gzip", "gz"), ""),
 	loaded(plain, file("xz, crc32", "xz32"), ""),
 	loaded(plain, file("xz, crc64", "xz64"), ""),
@@ -206,7 +206,7 @@ var catalogue = []refusal{
 	refused(plain, file("other namespace imported", "othernamespace", "giver"), unix.EINVAL, loader.CauseNamespace),
 	refused(plain, file("exports a symbol of the kernel", "clashkernel"), unix.ENOEXEC, loader.CauseDuplicateExport),
 	refused(plain, file("exports a symbol of a module", "clashmodule", "giver"), unix.ENOEXEC, loader.CauseDuplicateExport),
-	refused(plain, file("name of a built-in module", "builtinname"), unix.EINVAL, loader.CauseBuiltinName, nothing),
+	refused(plain, question{Row: "name of a built-in module", File: "builtinname", Policy: true}, unix.EINVAL, loader.CauseBuiltinName),
 
 	// Memory.
 	refused(plain, file("per-CPU data", "percpu"), unix.ENOMEM, loader.CausePercpu),
@@ -231,7 +231,7 @@ var catalogue = []refusal{
 	stopped(plain, file("signature: length", "siglength"), unix.EBADMSG, "malformed: signature", loader.CauseSignatureDamaged),
 	stopped(plain, file("signature: fields not 0", "sigparams"), unix.EBADMSG, "malformed: signature", loader.CauseSignatureDamaged),
 	stopped(plain, file("signature: garbage", "siggarbage"), unix.EBADMSG, "malformed: signature", loader.CauseSignatureDamaged),
-	refused(plain, file("signature: changed since", "sigchanged"), unix.EKEYREJECTED, loader.CauseSignatureDiffers, nothing),
+	refused(plain, file("signature: changed since", "sigchanged"), unix.EKEYREJECTED, loader.CauseSignatureDiffers),
 	loaded(plain, file("signature: not PKCS#7", "sigkind"), "not signed with expected PKCS#7 message"),
 	loaded(plain, file("signature: unknown key", "signed"), ""),
 
@@ -269,9 +269,10 @@ var catalogue = []refusal{
 	refused(enforce, file("sig_enforce: signature removed", "sigremoved"), unix.EKEYREJECTED, loader.CauseUnsigned),
 	refused(enforce, file("sig_enforce: unknown key", "signed"), unix.EKEYREJECTED, loader.CauseUnknownKey),
 	refused(enforce, file("sig_enforce: not PKCS#7", "sigkind"), unix.EKEYREJECTED, loader.CauseSignatureKind),
-	refused(enforce, file("sig_enforce: changed since", "sigchanged"), unix.EKEYREJECTED, loader.CauseSignatureDiffers, nothing),
+	refused(enforce, file("sig_enforce: changed since", "sigchanged"), unix.EKEYREJECTED, loader.CauseSignatureDiffers),
 	loaded(lockdown, file("lockdown: good", "intree"), ""),
 	refused(lockdown, file("lockdown: unsigned", "victim"), unix.EPERM, loader.CauseLockdown),
 	refused(lockdown, file("lockdown: unknown key", "signed"), unix.EPERM, loader.CauseLockdown),
-	refused(appraise, file("IMA appraisal", "victim"), unix.EACCES, loader.CauseSecurityPolicy, nothing),
+	refused(lockdown, file("lockdown: changed since", "sigchanged"), unix.EKEYREJECTED, loader.CauseSignatureDiffers),
+	refused(appraise, file("IMA appraisal", "victim"), unix.EACCES, loader.CauseSecurityPolicy, loader.CauseIMA),
 }

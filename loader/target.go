@@ -12,6 +12,7 @@ import (
 
 	"kmodctl/internal/kernel"
 	"kmodctl/internal/ko"
+	"kmodctl/internal/vmlinux"
 )
 
 // Target is the kernel that a plan is checked for. Its facts are read from files, each when it is first asked for; what the
@@ -32,6 +33,7 @@ type Target struct {
 	reference func() *ko.Info
 	policy    func() *policy
 	image     func() (map[string]offer, error)
+	vmlinux   func() (*vmlinux.Image, error)
 	debian    func() bool
 }
 
@@ -45,6 +47,7 @@ func NewTarget(root kernel.Root, release string, index *Index, lookup Lookup, st
 	})
 	t.reference = sync.OnceValue(t.findReference)
 	t.policy = sync.OnceValue(t.readPolicy)
+	t.vmlinux = sync.OnceValues(t.openImage)
 	t.image = sync.OnceValues(t.readImage)
 	t.debian = sync.OnceValue(t.isDebian)
 	return t

@@ -16,6 +16,7 @@ type policy struct {
 	signatures  bool            // the kernel looks at signatures at all (CONFIG_MODULE_SIG)
 	lockdown    bool            // kernel_lockdown(7) at integrity or above
 	keys        func() []string // descriptions of the keys that this user may see, /proc/keys; empty when he may see none
+	appraises   bool            // IMA wants a signature of its own of every module: ima_policy=secure_boot
 	blacklisted []string        // module_blacklist= of the kernel's command line
 }
 
@@ -33,6 +34,7 @@ func (t *Target) readPolicy() *policy {
 		signatures:  enforce != "",
 		lockdown:    isLockedDown(read("sys/kernel/security/lockdown")),
 		keys:        sync.OnceValue(func() []string { return asymmetricKeys(read("proc/keys")) }),
+		appraises:   appraises(read("proc/cmdline")),
 		blacklisted: blacklist(read("proc/cmdline")),
 	}
 }
@@ -63,6 +65,21 @@ func blacklist(cmdline string) (names []string) {
 		}
 	}
 	return names
+}
+
+// appraises reads ima_policy=A|B and ima_appraise= of a kernel's command line: Documentation/admin-guide/kernel-parameters.txt.
+func appraises(cmdline string) (appraised bool) {
+	for _, word := range splitParams(cmdline) {
+		switch name, value, _ := strings.Cut(word, "="); name {
+		case "ima_policy":
+			appraised = appraised || slices.Contains(strings.FieldsFunc(value, func(r rune) bool { return r == '|' || r == ' ' }), "secure_boot")
+		case "ima_appraise":
+			if value != "enforce" {
+				return false
+			}
+		}
+	}
+	return appraised
 }
 
 // knows reports whether the kernel has the key of a signature, and whether this user may know. A key shows itself by the

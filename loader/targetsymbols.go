@@ -3,6 +3,7 @@ package loader
 import (
 	"bufio"
 	"errors"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -48,8 +49,8 @@ func (t *Target) offers(names map[string]bool) (map[string]offer, error) {
 	return offers, nil
 }
 
-// readImage reads what the kernel's image exports.
-func (t *Target) readImage() (map[string]offer, error) {
+// openImage unpacks the kernel's image: seconds.
+func (t *Target) openImage() (*vmlinux.Image, error) {
 	name := t.kernel().Image
 	if name == "" {
 		return nil, errNoTable
@@ -58,7 +59,16 @@ func (t *Target) readImage() (map[string]offer, error) {
 	if err != nil {
 		return nil, err
 	}
-	exports, err := vmlinux.ReadExports(path)
+	return vmlinux.Open(path)
+}
+
+// readImage reads what the kernel's image exports.
+func (t *Target) readImage() (map[string]offer, error) {
+	image, err := t.vmlinux()
+	if err != nil {
+		return nil, err
+	}
+	exports, err := image.Exports()
 	if err != nil {
 		return nil, err
 	}
@@ -67,6 +77,20 @@ func (t *Target) readImage() (map[string]offer, error) {
 		offers[e.Name] = offer{gpl: e.GPL, namespace: e.Namespace, crc: e.CRC, hasCRC: e.HasCRC}
 	}
 	return offers, nil
+}
+
+// shows reports whether a part of a kernel that does not run here will show in /sys/module under a name. The image tells; it is
+// unpacked only for a name that modules.builtin.modinfo has, and for a Thorough target.
+func (t *Target) shows(name string) bool {
+	if !t.Thorough || t.state != nil || t.index == nil {
+		return false
+	}
+	text, err := t.root.ReadFile(filepath.Join(t.index.dir, "modules.builtin.modinfo"))
+	if err != nil || ko.Builtin(text, name) == nil {
+		return false
+	}
+	image, err := t.vmlinux()
+	return err == nil && slices.Contains(image.BuiltinNames(), name)
 }
 
 // offersOf are a module's own exports.

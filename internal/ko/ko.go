@@ -48,7 +48,8 @@ type Info struct {
 	StructSize int64    `json:"struct_size"`          // bytes of struct module, as the headers that it was built with have it
 	WriteExec  []string `json:"write_exec,omitempty"` // sections that are both writable and executable
 
-	Common string `json:"common,omitempty"` // the first variable without a place, by -fcommon, which no kernel takes; "" when there is none
+	Relocated string `json:"relocated,omitempty"` // the first section that was linked already, which no kernel of x86-64 takes; "" when there is none
+	Common    string `json:"common,omitempty"`    // the first variable without a place, by -fcommon, which no kernel takes; "" when there is none
 
 	Imports   []Import   `json:"imports,omitempty"`   // undefined symbols, in the order of the symbol table
 	Exports   []Export   `json:"exports,omitempty"`   // EXPORT_SYMBOL, in the order of the symbol table
@@ -149,6 +150,7 @@ func Read(data []byte) (*Info, error) {
 	info.BuildID = buildID(obj)
 	info.StructSize = int64(len(obj.section(thisModule)))
 	info.WriteExec = obj.writeExec()
+	info.Relocated = obj.relocated()
 	info.readModinfo(obj.section(".modinfo"))
 	if info.Name == "" {
 		info.Name = NormalizeName(structName(obj))

@@ -20,25 +20,6 @@ type Export struct {
 	HasCRC    bool   // the kernel has CONFIG_MODVERSIONS
 }
 
-// ReadExports reads what a kernel exports out of its vmlinux or vmlinuz: the same as the lines of Module.symvers that
-// are of "vmlinux". The error is ErrNoExports when there is no such table, ErrCompression when the file cannot be unpacked.
-func ReadExports(file string) ([]Export, error) {
-	exports, err := readExports(file)
-	if err != nil {
-		return nil, fmt.Errorf("read exports of %s: %w", file, err)
-	}
-	return exports, nil
-}
-
-func readExports(file string) ([]Export, error) {
-	program, err := open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer program.Close()
-	return exportsOf(program)
-}
-
 // exportsOf reads the tables of include/linux/export-internal.h: of each symbol, in __ksymtab or __ksymtab_gpl, the distances
 // from three words of 32 bits to its value, its name and its namespace; and in __kcrctab or __kcrctab_gpl its CRC. (That is
 // CONFIG_HAVE_ARCH_PREL32_RELOCATIONS, which x86 and others have since Linux 4.19; the namespace is there since 5.4.)

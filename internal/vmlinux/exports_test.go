@@ -8,13 +8,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestReadExports holds what is read out of the image of one kernel of each series against Module.symvers of its headers.
-func TestReadExports(t *testing.T) {
+// TestImage holds what is read out of the image of one kernel of each series against Module.symvers of its headers.
+func TestImage(t *testing.T) {
 	for _, series := range []string{"6.1.", "6.12."} {
 		t.Run(series+"x", func(t *testing.T) {
 			images, _ := filepath.Glob("/boot/vmlinuz-" + series + "*")
@@ -26,9 +27,20 @@ func TestReadExports(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			exports, err := ReadExports(images[0])
+			image, err := Open(images[0])
 			if err != nil {
 				t.Fatal(err)
+			}
+			defer image.Close()
+			exports, err := image.Exports()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if names := image.BuiltinNames(); !slices.Contains(names, "printk") || slices.Contains(names, "ext4") {
+				t.Errorf("names of built-in modules: %q", names)
+			}
+			if certs := image.Certificates(); len(certs) == 0 {
+				t.Error("no certificates")
 			}
 			var want, got bytes.Buffer
 			for line := range bytes.Lines(symvers) {
