@@ -24,6 +24,8 @@ type machine struct {
 	token     string
 	kernel    *os.File
 	initramfs *os.File
+	vars      *os.File // the firmware's store, nil without UEFI
+	disk      string   // folder that UEFI starts from; "" when QEMU gives it the kernel
 
 	out *output // of the last boot
 }
@@ -40,14 +42,24 @@ func prepare(c Config) (*machine, error) {
 	if c.Output == nil {
 		c.Output = io.Discard
 	}
-	kernel, err := openKernel(c.Image)
+	m := &machine{Config: c, qemu: path, token: rand.Text()}
+	if c.UEFI != nil {
+		m.kernel, err = os.Open(c.Image) // UEFI starts a vmlinuz as it is
+	} else {
+		m.kernel, err = openKernel(c.Image)
+	}
 	if err != nil {
 		return nil, err
 	}
-	m := &machine{Config: c, qemu: path, token: rand.Text(), kernel: kernel}
 	if m.initramfs, err = writeInitramfs(m.task(), c); err != nil {
-		kernel.Close()
+		m.close()
 		return nil, fmt.Errorf("write initramfs: %w", err)
+	}
+	if c.UEFI != nil {
+		if err := m.prepareUEFI(); err != nil {
+			m.close()
+			return nil, err
+		}
 	}
 	if m.MemoryMB == 0 {
 		if m.MemoryMB, err = memoryFor(m.initramfs); err != nil {
@@ -71,7 +83,25 @@ func memoryFor(initramfs *os.File) (int, error) {
 
 func (m *machine) close() {
 	m.kernel.Close()
-	m.initramfs.Close()
+	m.initramfs.Close() // nil is told, which nobody minds
+	m.vars.Close()
+}
+
+// prepareUEFI makes the firmware's store and what it starts from.
+func (m *machine) prepareUEFI() (err error) {
+	if m.vars, err = m.UEFI.store(); err != nil || m.UEFI.Disk == nil {
+		return err
+	}
+	ours := func(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) }
+	if m.disk, err = m.UEFI.Disk(ours(m.kernel), ours(m.initramfs), m.cmdline()); err != nil {
+		return fmt.Errorf("make the disk of UEFI: %w", err)
+	}
+	return nil
+}
+
+// cmdline is the kernel's.
+func (m *machine) cmdline() string {
+	return strings.TrimSpace("console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests " + marker + "=1 " + m.Append)
 }
 
 // checkInit refuses what the kernel could not start: there is no dynamic linker
@@ -193,14 +223,22 @@ func (m *machine) exec(ctx context.Context, accel string, console, stderr *tail)
 		return err
 	}
 	defer r.Close()
-	cmd := exec.CommandContext(ctx, m.qemu,
+	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-M", "q35", "-accel", accel, "-cpu", "max", "-smp", "1", "-m", fmt.Sprint(m.MemoryMB),
-		"-kernel", "/proc/self/fd/3", "-initrd", "/proc/self/fd/4",
 		"-chardev", "file,id=console,path=/proc/self/fd/5",
 		"-serial", "chardev:console", "-serial", "stdio",
-		"-append", strings.TrimSpace("console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests "+marker+"=1 "+m.Append))
-	cmd.ExtraFiles = []*os.File{m.kernel, m.initramfs, w}
+	}
+	files := []*os.File{m.kernel, m.initramfs, w}
+	if m.disk == "" {
+		args = append(args, "-kernel", "/proc/self/fd/3", "-initrd", "/proc/self/fd/4", "-append", m.cmdline())
+	}
+	if m.UEFI != nil {
+		args = append(args, m.firmware("/proc/self/fd/6")...)
+		files = append(files, m.vars)
+	}
+	cmd := exec.CommandContext(ctx, m.qemu, args...)
+	cmd.ExtraFiles = files
 	cmd.Stdout, cmd.Stderr = m.out, stderr
 	// A group of its own: Ctrl-C is for us, and ctx kills QEMU. The death signal comes
 	// when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG), hence the lock.

@@ -32,6 +32,8 @@ type Config struct {
 	// (CONFIG_PVH, Linux 5.0).
 	Image string
 
+	UEFI *UEFI // the guest's firmware; nil means none, which boots fastest
+
 	Init string            // host path of a static binary that calls Main: becomes /init
 	Args []string          // arguments of the program, kept byte for byte
 	Env  map[string]string // its environment, beside HOME, PATH, TERM and KMODCTL_VM=1
