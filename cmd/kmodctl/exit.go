@@ -9,6 +9,7 @@ import (
 
 	"kmodctl/build"
 	"kmodctl/internal/kernel"
+	"kmodctl/internal/keys"
 	"kmodctl/loader"
 	"kmodctl/registry"
 )
@@ -35,7 +36,7 @@ var exitTable = []struct {
 	{exitFailed, "failed"},
 	{exitUsage, "the command line is wrong"},
 	{exitPartly, "some of several failed"},
-	{exitNotFound, "no such package, module or kernel"},
+	{exitNotFound, "no such package, module, kernel or key"},
 	{exitBusy, "another kmodctl was at work for longer than --lock-timeout"},
 	{exitBuild, "a build failed"},
 	{exitRefused, "the kernel or a policy refused"},
@@ -85,6 +86,7 @@ func exitCode(err error) int {
 		late     loadTimeError
 		denied   stillDenied
 		notLive  *loader.NotLiveError
+		noKey    noKeyError
 	)
 	switch {
 	case err == nil:
@@ -97,7 +99,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &some) && some.failed < some.of:
 		return exitPartly
-	case errors.As(err, &noSource), errors.As(err, &noKernel), errors.As(err, &noModule), errors.As(err, &notLive):
+	case errors.As(err, &noSource), errors.As(err, &noKernel), errors.As(err, &noModule), errors.As(err, &notLive), errors.As(err, &noKey), errors.Is(err, keys.ErrNoKey):
 		return exitNotFound
 	case errors.As(err, &busy), errors.Is(err, loader.ErrLocked):
 		return exitBusy

@@ -16,6 +16,7 @@ import (
 
 	"kmodctl/build"
 	"kmodctl/internal/kernel"
+	"kmodctl/internal/keys"
 	"kmodctl/loader"
 	"kmodctl/registry"
 )
@@ -80,6 +81,12 @@ func TestHints(t *testing.T) {
 		{&kernel.NotFoundError{Name: "6.1"}, "kmodctl kernels"},
 		{&build.ManifestError{}, "docs/manifest.md"},
 		{&configError{}, "docs/config.md"},
+		{noKeyError{"mok9"}, "kmodctl key list"},
+		{keys.ErrNoKey, "kmodctl key new"},
+		{keys.ErrEncrypted, "KMODCTL_SIGN_PASSPHRASE_FILE=FILE"},
+		{&keys.UnsafeError{File: "/k"}, "chmod 600 /k"},
+		{&keys.MismatchError{}, "kmodctl key import"},
+		{&keys.WaitingError{Name: "mok2"}, "mok2 signs from now on"},
 		{&build.Error{Package: "hello", Release: "6.1.0"}, "kmodctl log hello -k 6.1.0"},
 		{&build.Error{Package: "hello", Release: "6.1.0", Err: &build.TimeLimitError{Limit: time.Hour}}, "kmodctl build hello -k 6.1.0 --time-limit 2h0m0s"},
 		{unlogged{&build.Error{}}, "with -v prints"},

@@ -18,6 +18,7 @@ import (
 	"kmodctl/build"
 	"kmodctl/internal/dkms"
 	"kmodctl/internal/kernel"
+	"kmodctl/internal/keys"
 	"kmodctl/internal/vm"
 	"kmodctl/loader"
 	"kmodctl/registry"
@@ -150,6 +151,10 @@ func hints(err error) []string {
 		late     loadTimeError
 		denied   stillDenied
 		notLive  *loader.NotLiveError
+		noKey    noKeyError
+		unsafe   *keys.UnsafeError
+		unfit    *keys.MismatchError
+		waits    *keys.WaitingError
 
 		uncheckable *build.CheckError
 	)
@@ -199,6 +204,18 @@ func hints(err error) []string {
 		return []string{"--run-commands runs it, --ignore-install " + command.module + " loads the module instead"}
 	case errors.As(err, &missing):
 		return missing.remedies()
+	case errors.As(err, &noKey):
+		return []string{"kmodctl key list"}
+	case errors.Is(err, keys.ErrNoKey):
+		return []string{"kmodctl key new", "kmodctl key import (lists the keys that other tools have on this machine)"}
+	case errors.Is(err, keys.ErrEncrypted):
+		return []string{"run it in a terminal, or with " + passphraseVariable + "=FILE (its first line is the passphrase)"}
+	case errors.As(err, &unsafe):
+		return []string{"chown root " + unsafe.File + " && chmod 600 " + unsafe.File + ", if nobody else can have had it; a key that others had is to be replaced"}
+	case errors.As(err, &unfit):
+		return []string{"the certificate that was made with the key: kmodctl key import lists the pairs of this machine"}
+	case errors.As(err, &waits):
+		return []string{"kmodctl key rotate --now (" + waits.Name + " signs from now on), then import it"}
 	case errors.As(err, &conf):
 		return []string{"docs/config.md lists every key"}
 	case errors.As(err, &manifest):

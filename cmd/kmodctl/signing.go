@@ -1,13 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 
 	"golang.org/x/term"
 
@@ -79,24 +79,49 @@ const passphraseVariable = "KMODCTL_SIGN_PASSPHRASE_FILE"
 // passphrase gets the passphrase of a key from the file that the environment names, else from the terminal.
 func (e *env) passphrase(of string) func() ([]byte, error) {
 	return func() ([]byte, error) {
-		if name := os.Getenv(passphraseVariable); name != "" {
-			word, err := keys.ReadPassphrase(name)
-			if err != nil {
-				err = fmt.Errorf("%s: %w", passphraseVariable, err)
-			}
-			return word, err
+		if os.Getenv(passphraseVariable) != "" {
+			return passphraseFile()
 		}
-		tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
-		if err != nil { // nobody is there to be asked
-			return nil, keys.ErrEncrypted
-		}
-		defer tty.Close()
-		fmt.Fprintf(tty, "passphrase of %s: ", strings.TrimSpace(of))
-		word, err := term.ReadPassword(int(tty.Fd()))
-		fmt.Fprintln(tty)
-		if err != nil {
-			return nil, errors.Join(keys.ErrEncrypted, err)
-		}
-		return word, nil
+		return askPassphrase("passphrase of " + of)
 	}
+}
+
+// newPassphrase is a passphrase for a key that is made; a person types it twice.
+func newPassphrase() ([]byte, error) {
+	if os.Getenv(passphraseVariable) != "" {
+		return passphraseFile()
+	}
+	word, err := askPassphrase("passphrase of the new key")
+	if err != nil {
+		return nil, err
+	}
+	again, err := askPassphrase("once more")
+	if err == nil && !bytes.Equal(word, again) {
+		err = errors.New("the two passphrases differ")
+	}
+	return word, err
+}
+
+func passphraseFile() ([]byte, error) {
+	word, err := keys.ReadPassphrase(os.Getenv(passphraseVariable))
+	if err != nil {
+		err = fmt.Errorf("%s: %w", passphraseVariable, err)
+	}
+	return word, err
+}
+
+// askPassphrase asks on the terminal, which does not show what is typed.
+func askPassphrase(question string) ([]byte, error) {
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil { // nobody is there to be asked
+		return nil, keys.ErrEncrypted
+	}
+	defer tty.Close()
+	fmt.Fprintf(tty, "%s: ", question)
+	word, err := term.ReadPassword(int(tty.Fd()))
+	fmt.Fprintln(tty)
+	if err != nil {
+		return nil, fmt.Errorf("read passphrase: %w", err)
+	}
+	return word, nil
 }

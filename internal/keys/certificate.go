@@ -24,8 +24,8 @@ const lifetime = 100
 var oidModules = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 2312, 16, 1, 2}
 
 // newPair makes a key of RSA and its certificate.
-func (s Store) newPair(name string, bits int) (pair, error) {
-	private, err := rsa.GenerateKey(rand.Reader, bits)
+func (s Store) newPair(name string, n New) (pair, error) {
+	private, err := rsa.GenerateKey(rand.Reader, cmp.Or(n.Bits, 2048))
 	if err != nil {
 		return pair{}, fmt.Errorf("make key: %w", err)
 	}
@@ -56,7 +56,7 @@ func (s Store) newPair(name string, bits int) (pair, error) {
 	if err != nil {
 		return pair{}, fmt.Errorf("make certificate: %w", err)
 	}
-	text, err := encode(private)
+	text, err := encode(private, n.Passphrase)
 	return pair{key: text, cert: cert}, err
 }
 

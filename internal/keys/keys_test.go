@@ -53,11 +53,11 @@ func TestLife(t *testing.T) {
 	if _, err := s.Active(); !errors.Is(err, ErrNoKey) {
 		t.Errorf("active of none: %v", err)
 	}
-	first, made, err := s.Ensure(t.Context(), 2048)
+	first, made, err := s.Ensure(t.Context(), New{})
 	if err != nil || !made || first.Name != "mok1" || first.State != StateActive {
 		t.Fatalf("first key: %+v, %v, %v", first, made, err)
 	}
-	if again, made, err := s.Ensure(t.Context(), 2048); err != nil || made || again.Name != first.Name {
+	if again, made, err := s.Ensure(t.Context(), New{}); err != nil || made || again.Name != first.Name {
 		t.Errorf("the same again: %+v, %v, %v", again, made, err)
 	}
 	if err := sign(t, s, first, nil); err != nil {
@@ -66,14 +66,14 @@ func TestLife(t *testing.T) {
 	if _, err := s.Activate(t.Context()); !errors.Is(err, ErrNoKey) {
 		t.Errorf("activate none: %v", err)
 	}
-	next, made, err := s.Rotate(t.Context(), 4096)
+	next, made, err := s.Rotate(t.Context(), New{Bits: 4096})
 	if err != nil || !made || next.State != StateNext || next.Cert.PublicKey.(interface{ Size() int }).Size() != 512 {
 		t.Fatalf("rotate: %+v, %v, %v", next, made, err)
 	}
 	if got := states(t, s); !slices.Equal(got, []string{"mok1 active", "mok2 next"}) {
 		t.Errorf("while the new one is not trusted: %q", got)
 	}
-	if _, made, err = s.Rotate(t.Context(), 2048); err != nil || made {
+	if _, made, err = s.Rotate(t.Context(), New{}); err != nil || made {
 		t.Errorf("rotate again made a third: %v, %v", made, err)
 	}
 	if k, err := s.Activate(t.Context()); err != nil || k.Name != "mok2" || k.State != StateActive {
@@ -88,7 +88,7 @@ func TestLife(t *testing.T) {
 func TestFiles(t *testing.T) {
 	root := t.TempDir()
 	s := Open(kernel.Root(root))
-	if _, _, err := s.Ensure(t.Context(), 2048); err != nil {
+	if _, _, err := s.Ensure(t.Context(), New{}); err != nil {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(root, Folder)
@@ -112,7 +112,7 @@ func TestTogether(t *testing.T) {
 	for i := range got {
 		all.Go(func() {
 			var err error
-			if got[i], _, err = s.Ensure(context.Background(), 2048); err != nil {
+			if got[i], _, err = s.Ensure(context.Background(), New{}); err != nil {
 				t.Error(err)
 			}
 		})

@@ -155,7 +155,9 @@ func (s Store) read(dir *os.Root) ([]Key, error) {
 		}
 		all = append(all, k)
 	}
-	slices.SortStableFunc(all, func(a, b Key) int { return a.Created.Compare(b.Created) })
+	slices.SortFunc(all, func(a, b Key) int {
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(len(a.Name), len(b.Name)), cmp.Compare(a.Name, b.Name)) // mok2 before mok10
+	})
 	for link, state := range map[string]string{activeLink: StateActive, nextLink: StateNext} {
 		target, _ := dir.Readlink(link) // one that leads nowhere was never completed, and says nothing
 		if i := slices.IndexFunc(all, func(k Key) bool { return k.Name == target }); i >= 0 {
