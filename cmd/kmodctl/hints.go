@@ -17,6 +17,7 @@ import (
 
 	"kmodctl/build"
 	"kmodctl/internal/dkms"
+	"kmodctl/internal/efi"
 	"kmodctl/internal/kernel"
 	"kmodctl/internal/keys"
 	"kmodctl/internal/vm"
@@ -216,6 +217,12 @@ func hints(err error) []string {
 		return []string{"the certificate that was made with the key: kmodctl key import lists the pairs of this machine"}
 	case errors.As(err, &waits):
 		return []string{"kmodctl key rotate --now (" + waits.Name + " signs from now on), then import it"}
+	case errors.Is(err, efi.ErrNotMounted):
+		return []string{"mount -t efivarfs efivarfs /sys/firmware/efi/efivars"}
+	case errors.Is(err, efi.ErrLeaving):
+		return []string{"mokutil --revoke-delete takes that request back"}
+	case errors.Is(err, errNoUEFI):
+		return []string{"kmodctl secureboot (whether this machine's kernels want signatures at all)"}
 	case errors.As(err, &conf):
 		return []string{"docs/config.md lists every key"}
 	case errors.As(err, &manifest):

@@ -23,6 +23,7 @@ var keyWords = []struct {
 	{"list", (*keyCommand).list},
 	{"show", (*keyCommand).show},
 	{"rotate", (*keyCommand).rotate},
+	{"enroll", (*keyCommand).enroll},
 }
 
 func cmdKey(e *env) *cli.Command {
@@ -41,17 +42,20 @@ func cmdKey(e *env) *cli.Command {
 			"   list               list the keys\n"+
 			"   show [NAME]        print what is known of a key, the active one by default, and which kernels take it\n"+
 			"   rotate             make the next key; the active one signs until the next one is trusted\n"+
-			"   rotate --now       the next key signs from now on, and is made if there is none\n\n"+
+			"   rotate --now       the next key signs from now on, and is made if there is none\n"+
+			"   enroll [NAME|FILE] have the firmware ask at the next boot to trust a key, or the certificate in FILE (a name with a /):\n"+
+			"                      the next key by default, else the active one. It prints what the blue screen will ask\n\n"+
 			"A private key may have a passphrase: it is read from the terminal, or from the file that\n"+
 			"$KMODCTL_SIGN_PASSPHRASE_FILE names, which may be /dev/fd/N.",
-			"kmodctl key new", "kmodctl key import /var/lib/dkms/mok.key /var/lib/dkms/mok.pub", "kmodctl key show --der > mok.der", "kmodctl key rotate"),
-		Flags: []cli.Flag{
+			"kmodctl key new", "kmodctl key import /var/lib/dkms/mok.key /var/lib/dkms/mok.pub", "kmodctl key show --der > mok.der", "kmodctl key rotate", "kmodctl key enroll",
+			"kmodctl key enroll --generate-password"),
+		Flags: append([]cli.Flag{
 			&cli.IntFlag{Name: "bits", Value: 2048, Usage: "new, rotate: the length of the key, 2048 or 4096; default: 2048, which all firmware takes"},
 			&cli.BoolFlag{Name: "passphrase", Usage: "new, rotate: give the key a passphrase; modules are signed only where somebody, or a file, tells it"},
 			&cli.BoolFlag{Name: "now", Usage: "import, rotate: the key signs from now on, trusted or not"},
 			&cli.BoolFlag{Name: "pem", Usage: "show: print the certificate, in PEM"},
 			&cli.BoolFlag{Name: "der", Usage: "show: print the certificate, in DER, as mokutil --import takes it"},
-		},
+		}, enrollFlags()...),
 		BashComplete: func(*cli.Context) { fmt.Fprintln(e.out, strings.Join(words, "\n")) },
 		Action: func(c *cli.Context) error {
 			if c.NArg() == 0 {

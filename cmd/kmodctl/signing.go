@@ -91,13 +91,18 @@ func newPassphrase() ([]byte, error) {
 	if os.Getenv(passphraseVariable) != "" {
 		return passphraseFile()
 	}
-	word, err := askPassphrase("passphrase of the new key")
+	return askTwice("passphrase of the new key")
+}
+
+// askTwice asks for a word that is to be remembered.
+func askTwice(question string) ([]byte, error) {
+	word, err := askPassphrase(question)
 	if err != nil {
 		return nil, err
 	}
 	again, err := askPassphrase("once more")
 	if err == nil && !bytes.Equal(word, again) {
-		err = errors.New("the two passphrases differ")
+		err = errors.New("what was typed first and then differs")
 	}
 	return word, err
 }
