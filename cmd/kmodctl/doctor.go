@@ -290,18 +290,17 @@ func (e *env) bootSize(release string) (size int64, err error) {
 	return size, err
 }
 
-// secureBoot is the variable of UEFI's specification that says whether the firmware checks signatures: four bytes of
-// attributes, then 1 or 0.
-const secureBoot = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-
-func (e *env) checkSecureBoot(context.Context, []kernel.Release) (found []finding, err error) {
-	if value, err := e.root.ReadFile(secureBoot); err == nil && len(value) == 5 && value[4] == 1 {
-		found = append(found, finding{State: findingFail, What: "Secure Boot is on, and modules are not signed: a kernel of a distribution refuses them"})
+// checkSecureBoot says what keeps modules from kernels that take signed ones only.
+func (e *env) checkSecureBoot(ctx context.Context, _ []kernel.Release) (found []finding, err error) {
+	s, err := e.secureBoot(ctx)
+	for _, n := range s.Next {
+		f := finding{State: findingFail, What: n.Why, Try: n.Try}
+		if n.Try == rebootStep {
+			f.State = findingWarning
+		}
+		found = append(found, f)
 	}
-	if value, err := e.root.ReadFile("/sys/module/module/parameters/sig_enforce"); err == nil && strings.HasPrefix(string(value), "Y") {
-		found = append(found, finding{State: findingFail, What: "the running kernel takes signed modules only (module.sig_enforce)"})
-	}
-	return found, nil
+	return found, err
 }
 
 func (e *env) checkMachine(_ context.Context, kernels []kernel.Release) (found []finding, err error) {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"kmodctl/internal/efi"
 )
 
 // TestDoctor makes a machine that is well ill in each way, and well again.
@@ -97,9 +99,9 @@ func TestDoctor(t *testing.T) {
 				os.WriteFile(source, c, 0o644)
 			},
 			func() { must(t, "--root", root, "build", hello) }},
-		{"secure-boot", []string{"Secure Boot is on"},
-			func() { file(secureBoot, "\x06\x00\x00\x00\x01") },
-			func() { file(secureBoot, "\x06\x00\x00\x00\x00") }},
+		{"secure-boot", []string{"fail: Secure Boot is on: 2 kernels here take signed modules only, and this machine has no signing key", "key new", "key enroll"},
+			func() { setVariables(t, root, secureBootOn) },
+			func() { setVariables(t, root, efi.Variable{Name: "SecureBoot", Owner: efi.Global, Data: []byte{0}}) }},
 		{"initramfs", []string{"the initramfs of " + rels[0] + " is older than /lib/modules/" + rels[0], "/usr/sbin/update-initramfs -u -k " + rels[0]},
 			func() {
 				file("boot/initrd.img-"+rels[0], "")
