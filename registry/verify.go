@@ -286,7 +286,7 @@ func (r *Registry) neededBlobs() (map[string]Drift, error) {
 	installs, err := r.Installs()
 	for _, i := range installs {
 		if _, ok := needed[i.Digest]; !ok { // signed, compressed or both
-			needed[i.Digest] = Drift{Digest: i.Digest, Package: i.Package, Version: i.Version, Release: i.Release, Module: i.Module, Needed: i.Artifact, Why: "installed as " + i.Path}
+			needed[i.Digest] = Drift{Digest: i.Digest, Package: i.Package, Version: i.Version, Release: i.Release, Module: i.Module, Why: "installed as " + i.Path}
 		}
 	}
 	return needed, err

@@ -62,7 +62,7 @@ func newApp(e *env) *cli.App {
 		Before: e.setUp,
 		Action: func(c *cli.Context) error { return cli.ShowAppHelp(c) },
 		Commands: []*cli.Command{
-			cmdNew(e), cmdConvert(e), cmdAdd(e), cmdRemove(e), cmdBuild(e), cmdInstall(e), cmdUninstall(e),
+			cmdNew(e), cmdConvert(e), cmdAdd(e), cmdRemove(e), cmdBuild(e), cmdInstall(e), cmdUninstall(e), cmdResign(e),
 			cmdHistory(e), cmdRollback(e), cmdPin(e), cmdUnpin(e), cmdGC(e), cmdExport(e), cmdImport(e), cmdAdopt(e),
 			cmdLoad(e), cmdExplain(e), cmdUnload(e), cmdReload(e), cmdList(e), cmdInfo(e), cmdDeps(e),
 			cmdParams(e), cmdOptions(e), cmdEnable(e), cmdDisable(e), cmdDeny(e), cmdAllow(e), cmdDyndbg(e), cmdEvents(e), cmdStatus(e), cmdKernels(e),

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,7 +24,8 @@ type config struct {
 	Build struct {
 		Reuse *bool `toml:"reuse"` // builds for other kernels may be reused; nil leaves it to the manifests
 	} `toml:"build"`
-	DKMS struct {
+	Compress string `toml:"compress"` // auto, none, xz, zstd or gzip; "" where nothing is said
+	DKMS     struct {
 		Scripts bool `toml:"scripts"` // POST_INSTALL and its like are run, as root
 	} `toml:"dkms"`
 	Hook    hookConfig               `toml:"hook"`
@@ -100,7 +102,7 @@ func (c *config) read(file string, text []byte) error {
 	case err != nil:
 		return err
 	}
-	if reason := c.Sign.fault(); reason != "" {
+	if reason := cmp.Or(c.Sign.fault(), compressFault(c.Compress)); reason != "" {
 		return &configError{file: file, reason: reason}
 	}
 	return nil

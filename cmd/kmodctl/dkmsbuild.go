@@ -254,7 +254,7 @@ func (d *dkmsRun) carry(ctx context.Context, sources []registry.Source, kernels 
 		return err
 	}
 	if d.action == "install" {
-		if err := d.tellInstalled(choices, byTarget(before)); err != nil {
+		if err := d.tellInstalled(ctx, choices, byTarget(before)); err != nil {
 			return err
 		}
 	}
@@ -265,7 +265,7 @@ func (d *dkmsRun) carry(ctx context.Context, sources []registry.Source, kernels 
 }
 
 // tellInstalled says of what is to be installed that it is.
-func (d *dkmsRun) tellInstalled(choices []choice, had map[target][]registry.Install) error {
+func (d *dkmsRun) tellInstalled(ctx context.Context, choices []choice, had map[target][]registry.Install) error {
 	for _, c := range choices {
 		for _, k := range c.kernels {
 			to := target{c.Name, k.Name}
@@ -273,7 +273,12 @@ func (d *dkmsRun) tellInstalled(choices []choice, had map[target][]registry.Inst
 			if err != nil {
 				return err
 			}
-			if ok && !d.willBe[to] && !d.hasFailed(to) && d.inPlace(art, had[to]) {
+			if !ok || d.willBe[to] || d.hasFailed(to) {
+				continue
+			}
+			if in, err := d.inPlace(ctx, k, art, had[to]); err != nil {
+				return err
+			} else if in {
 				d.say("%s/%s is installed for %s already", c.Name, c.Version, k.Name)
 			}
 		}

@@ -156,6 +156,7 @@ func hints(err error) []string {
 		unsafe   *keys.UnsafeError
 		unfit    *keys.MismatchError
 		waits    *keys.WaitingError
+		cannot   refusedKey
 
 		uncheckable *build.CheckError
 	)
@@ -266,6 +267,8 @@ func hints(err error) []string {
 		return []string{"kmodctl history " + first.Package}
 	case errors.As(err, &pinned):
 		return []string{pinned.remedy()}
+	case errors.As(err, &cannot):
+		return []string{cannot.remedy()}
 	case errors.As(err, &newer):
 		return []string{fmt.Sprintf("kmodctl install %s@%s -k %s --force", newer.art.Package, newer.art.Version, newer.art.Release)}
 	case errors.As(err, &owned):

@@ -24,6 +24,7 @@ type job struct {
 	force   bool                         // shadow newer modules too
 	despite bool                         // PRE_INSTALL that fails keeps nothing from being installed
 	anew    string                       // the package that is built even where nothing has changed
+	signAll bool                         // what is installed is signed, whatever the configuration says
 
 	directives []string // of the command line of dkms, which go over every dkms.conf
 	directed   string   // the package that they are for; "" for all
@@ -47,6 +48,9 @@ type job struct {
 	postInstall map[target]script          // of what is about to be installed
 	scripting   sync.Mutex                 // scripts of packages run one after the other
 	weaker      sync.Once                  // to tell that builds are not isolated as well as can be
+	dressing    sync.Once                  // of the following
+	dresser     *dresser
+	dresserErr  error
 }
 
 // know reads, once, what most steps of a command ask for: all newest artifacts, and
@@ -157,6 +161,9 @@ type installStep struct {
 	Release string `json:"release"`
 	Outcome string `json:"outcome,omitempty"` // installed, failed or kept (in the registry only); "" in a dry run
 	Why     string `json:"why,omitempty"`
+
+	Signer      string `json:"signer,omitempty"`      // fingerprint of the certificate of what was installed, or registry.SignerUnknown
+	Compression string `json:"compression,omitempty"` // of it
 }
 
 // buildStep is a step of the plan, and how it went.

@@ -48,6 +48,9 @@ func (j *job) placer(ctx context.Context, choices []choice, thorough bool) (plac
 		}
 	}
 	placed := byTarget(installs)
+	if err := j.checkForms(ctx, choices); err != nil {
+		return nil, err
+	}
 	return func(k kernel.Release) error {
 		var due []registry.Artifact
 		for _, c := range choices {
@@ -62,7 +65,14 @@ func (j *job) placer(ctx context.Context, choices []choice, thorough bool) (plac
 			if j.willBe[to] {
 				art, ok = registry.Artifact{Package: c.Name, Version: c.Version, Release: k.Name}, true
 			}
-			if ok && !j.hasFailed(to) && (damaged[to] || j.willBe[to] || !j.inPlace(art, placed[to])) {
+			if !ok || j.hasFailed(to) {
+				continue
+			}
+			in, err := j.inPlace(ctx, k, art, placed[to])
+			if err != nil {
+				return err
+			}
+			if damaged[to] || j.willBe[to] || !in {
 				due = append(due, art)
 			}
 		}
@@ -97,9 +107,13 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 		}
 		return nil
 	}
+	dress, due, err := j.dressDue(ctx, k, due)
+	if err != nil {
+		return err
+	}
 	for len(due) > 0 {
 		end := j.err.show("install for " + k.Name)
-		res, err := j.reg.Install(ctx, k.Name, due, nil)
+		res, err := j.reg.Install(ctx, k.Name, due, dress)
 		end()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -108,8 +122,9 @@ func (j *job) installFor(ctx context.Context, k kernel.Release, due []registry.A
 			if len(res.Changes) > 0 || res.Depmod {
 				j.begun()
 				for _, art := range due {
-					j.installed(art, "installed", "")
-					j.changed("installed %s %s for %s%s", art.Package, art.Version, k.Name, originals(res, art.Package, "shadows"))
+					j.installed(art, "installed", "", dress[art.Modules[0].Digest])
+					j.changed("installed %s %s for %s%s%s", art.Package, art.Version, k.Name, j.formOf(art, dress), originals(res, art.Package, "shadows"))
+					j.tellUnsigned(art, dress)
 					j.tellLive(art)
 					j.afterInstall(ctx, art)
 				}
@@ -168,11 +183,15 @@ func (j *job) keep(due []registry.Artifact, why string) {
 	}
 }
 
-// installed notes how an install went.
-func (j *job) installed(art registry.Artifact, outcome, why string) {
+// installed notes how an install went; form is that of the modules that were installed.
+func (j *job) installed(art registry.Artifact, outcome, why string, form ...registry.Dressed) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.installs = append(j.installs, installStep{art.Package, art.Version, art.Release, outcome, why})
+	step := installStep{Package: art.Package, Version: art.Version, Release: art.Release, Outcome: outcome, Why: why}
+	for _, f := range form {
+		step.Signer, step.Compression = f.Signer, f.Compression
+	}
+	j.installs = append(j.installs, step)
 }
 
 // cannotInstall says why artifacts for a kernel stay in the registry, "" when they
@@ -199,8 +218,20 @@ func byTarget(rows []registry.Install) map[target][]registry.Install {
 
 // inPlace reports whether what is installed is art, as far as a look at its package's
 // rows for that kernel, at the files' sizes, and at the module index's time can tell; install
-// reads the files too.
-func (j *job) inPlace(art registry.Artifact, rows []registry.Install) bool {
+// reads the files too. It is not in place when it is signed or compressed in another way than it would be today.
+func (j *job) inPlace(ctx context.Context, k kernel.Release, art registry.Artifact, rows []registry.Install) (bool, error) {
+	if !j.filesInPlace(art, rows) {
+		return false, nil
+	}
+	d, err := j.dresses(ctx)
+	if err != nil {
+		return false, err
+	}
+	want, err := d.form(art.Package, k)
+	return !slices.ContainsFunc(rows, func(i registry.Install) bool { return !want.has(i) }), err
+}
+
+func (j *job) filesInPlace(art registry.Artifact, rows []registry.Install) bool {
 	in := map[string]registry.Install{}
 	for _, i := range rows {
 		in[i.Module] = i

@@ -195,7 +195,7 @@ func (r *repairer) mendAll(ctx context.Context) (more bool, err error) {
 			if err := r.lost(ctx, d, about, again); err != nil {
 				return false, err
 			}
-		case d.Object == registry.ObjectInstalled && d.Package != "":
+		case d.Object == registry.ObjectInstalled && d.Package != "", d.Object == registry.ObjectBlob && d.Module != "": // it is made again
 			place[d.Release] = append(place[d.Release], d)
 		case d.Object == registry.ObjectReadme:
 			r.note(d, "write it again", nil) // every writer does
@@ -285,7 +285,11 @@ func (r *repairer) lost(ctx context.Context, d registry.Drift, about map[string]
 			return err
 		}
 		if installed {
-			if _, err := r.reg.Install(ctx, d.Release, []registry.Artifact{made}, nil); err != nil {
+			dress, err := r.dressFor(ctx, made)
+			if err != nil {
+				return err
+			}
+			if _, err := r.reg.Install(ctx, d.Release, []registry.Artifact{made}, dress); err != nil {
 				return err
 			}
 			again[target{d.Package, d.Release}] = true

@@ -263,7 +263,10 @@ func (j *job) rollBack(ctx context.Context, step *rollbackStep, pins registry.Pi
 		j.would("roll back %s %s to %s for %s, and pin it", step.Package, step.From, step.to(), step.Release)
 		return nil
 	}
-	_, err := j.reg.Rollback(ctx, step.art, pins, nil)
+	dress, err := j.dressFor(ctx, step.art)
+	if err == nil {
+		_, err = j.reg.Rollback(ctx, step.art, pins, dress)
+	}
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

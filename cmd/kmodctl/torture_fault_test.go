@@ -61,6 +61,7 @@ type scenario struct {
 	builds bool                          // on a machine where something can be built
 	parts  [][]string                    // commands that do a part of it, after which it may end
 	spoil  func(t testing.TB, m machine) // what else is done to the machine; may be nil
+	holds  func(t testing.TB, m machine) // what must be true at every moment; may be nil
 	damage func(t testing.TB, m machine) // what is done to its database then, so that nobody can read it; may be nil
 }
 
@@ -166,7 +167,7 @@ func TestTortureFaults(t *testing.T) {
 	program, err := oneThread()
 	check(t, err)
 	all.plain.program, all.real.program = program, program
-	for i, s := range scenarios {
+	for i, s := range slices.Concat(scenarios, signedScenarios) {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
 			newTrials(t, all, s).run(t, rand.New(rand.NewPCG(seed, uint64(i))))
@@ -243,6 +244,9 @@ func (s scenario) stage(t testing.TB, all bases) (staged, []call) {
 // damaged database, and where files are amiss these are.
 func (s staged) checkAlways(t testing.TB, m machine) {
 	t.Helper()
+	if s.holds != nil {
+		s.holds(t, m)
+	}
 	switch {
 	case !s.broken:
 		m.checkAlways(t, s.known)

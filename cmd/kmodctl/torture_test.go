@@ -298,11 +298,14 @@ func (a facts) String() string {
 	return out
 }
 
-// digests are those of every module that the registry has an artifact of, and of every file beside them.
+// digests are those of every module that the registry has an artifact of, of every form that one is installed in, and of
+// every file beside them.
 func (f facts) digests() map[string]bool {
 	out := map[string]bool{}
-	for _, word := range strings.Fields(f[""] + f["files"]) {
-		out[word] = true
+	for _, text := range f {
+		for word := range strings.FieldsSeq(text) {
+			out[word] = true
+		}
 	}
 	return out
 }
@@ -333,7 +336,7 @@ func (m machine) checkFiles(t testing.TB, known map[string]bool) {
 	for _, release := range m.kernels {
 		dir := filepath.Join(m.root, "lib/modules", release)
 		for path, digest := range sums(t, filepath.Join(dir, "updates")) {
-			if strings.HasSuffix(path, ".ko") && !known[digest] {
+			if _, ok := ko.CompressionOf(path); ok && !known[digest] {
 				t.Errorf("%s in updates of %s is no known module: sha256 %s", path, release, digest)
 			}
 		}
