@@ -98,7 +98,14 @@ func foreignModules(t *testing.T, root string, rels []string) map[string]string 
 		dir := t.TempDir()
 		out[release] = dir
 		read := func(release string) []byte {
-			text, err := os.ReadFile(filepath.Join(root, "lib/modules", release, "updates/kmodctl/hello.ko"))
+			files, _ := filepath.Glob(filepath.Join(root, "lib/modules", release, "updates/kmodctl/hello.ko*"))
+			if len(files) != 1 {
+				t.Fatalf("hello of %s: %q", release, files)
+			}
+			text, err := os.ReadFile(files[0])
+			if err == nil {
+				text, _, err = ko.Decompress(text)
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
