@@ -57,17 +57,17 @@ func (m machine) closeKey(t testing.TB, key keys.Key) (open func()) {
 	return func() { check(t, os.WriteFile(file, text, 0o600)) }
 }
 
-// signerOf is which of the keys has signed a file: its fingerprint, "" when it has no signature; a signature of none of
+// fileSignedBy is which of the keys has signed a file: its fingerprint, "" when it has no signature; a signature of none of
 // them, or one that is not right, is an error.
-func signerOf(t testing.TB, file string, of []keys.Key) string {
+func fileSignedBy(t testing.TB, file string, of []keys.Key) string {
 	t.Helper()
 	data, err := os.ReadFile(file)
 	check(t, err)
-	return signerIn(t, file, data, of)
+	return contentSignedBy(t, file, data, of)
 }
 
-// signerIn is signerOf a file that has been read.
-func signerIn(t testing.TB, file string, data []byte, of []keys.Key) string {
+// contentSignedBy is fileSignedBy a file that has been read.
+func contentSignedBy(t testing.TB, file string, data []byte, of []keys.Key) string {
 	t.Helper()
 	plain, _, err := ko.Decompress(data)
 	check(t, err)
@@ -100,7 +100,7 @@ func (m machine) rows(t testing.TB, of ...keys.Key) []registry.Install {
 		if digest, err := fileDigest(file); err != nil || digest != i.Digest {
 			t.Errorf("%s has sha256 %s, its row %s: %v", i.Path, digest, i.Digest, err)
 		}
-		if by := signerOf(t, file, of); by != i.Signer {
+		if by := fileSignedBy(t, file, of); by != i.Signer {
 			t.Errorf("%s is signed by %q, its row says %q", i.Path, by, i.Signer)
 		}
 	}

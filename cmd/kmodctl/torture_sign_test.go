@@ -54,7 +54,7 @@ func (m machine) checkSigned(t testing.TB, stems []string, of []keys.Key) {
 				}
 				check(t, err)
 				there = true
-				if signerIn(t, file, text, of) == "" {
+				if contentSignedBy(t, file, text, of) == "" {
 					t.Errorf("%s is not signed", file)
 				}
 			}
