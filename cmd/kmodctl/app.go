@@ -66,7 +66,7 @@ func newApp(e *env) *cli.App {
 			cmdHistory(e), cmdRollback(e), cmdPin(e), cmdUnpin(e), cmdGC(e), cmdExport(e), cmdImport(e), cmdAdopt(e),
 			cmdLoad(e), cmdExplain(e), cmdUnload(e), cmdReload(e), cmdList(e), cmdInfo(e), cmdDeps(e),
 			cmdParams(e), cmdOptions(e), cmdEnable(e), cmdDisable(e), cmdDeny(e), cmdAllow(e), cmdDyndbg(e), cmdEvents(e), cmdStatus(e), cmdKernels(e),
-			cmdVerify(e), cmdRepair(e), cmdKey(e),
+			cmdVerify(e), cmdRepair(e), cmdKey(e), cmdSign(e),
 			cmdSecureBoot(e), cmdHook(e), cmdHooks(e), cmdPackageHook(e), cmdPackage(e), cmdDoctor(e),
 			cmdLog(e), cmdRun(e), cmdVersion(e), cmdCompletion(e), cmdGuest(e),
 		},
