@@ -43,6 +43,8 @@ type Module struct {
 	Name string `toml:"name" json:"name"`         // without .ko; - and _ are the same
 	Dir  string `toml:"dir" json:"dir,omitempty"` // where kbuild leaves it, relative to the source; "" is its top
 
+	Params []string `toml:"params" json:"-"` // "name=value", what it is loaded with unless somebody says otherwise: how it is built is the same
+
 	// These only a dkms.conf can say.
 	As    string `toml:"-" json:"as,omitempty"`    // what it is called where it is installed, without .ko; "" is Name
 	Place string `toml:"-" json:"-"`               // folder below /lib/modules/RELEASE that it is installed in; "" is kmodctl's own
@@ -73,16 +75,17 @@ type Files struct {
 	Modprobe    []string `toml:"modprobe" json:"modprobe,omitempty"`         // modprobe.d(5)
 }
 
-// Beside is a file of the source and where it is installed.
+// Beside is a file that is installed beside the modules, of the source or made from the manifest.
 type Beside struct {
-	File string // relative to the source
+	File string // relative to the source; "" of one that is made
+	Text string // what is in one that is made
 	Path string // absolute, inside the root
 }
 
 // Beside lists what is installed beside the modules. Firmware goes where the kernel looks first (firmware_class, Documentation/driver-api/firmware/fw_search_path.rst).
 func (m *Manifest) Beside() (all []Beside) {
 	for _, f := range m.Files.Firmware {
-		all = append(all, Beside{path.Join("firmware", f), path.Join("/lib/firmware/updates", f)})
+		all = append(all, Beside{File: path.Join("firmware", f), Path: path.Join("/lib/firmware/updates", f)})
 	}
 	for _, kind := range []struct {
 		files  []string
@@ -91,10 +94,38 @@ func (m *Manifest) Beside() (all []Beside) {
 		{m.Files.Udev, "/etc/udev/rules.d"}, {m.Files.ModulesLoad, "/etc/modules-load.d"}, {m.Files.Modprobe, "/etc/modprobe.d"},
 	} {
 		for _, f := range kind.files {
-			all = append(all, Beside{f, path.Join(kind.folder, path.Base(f))})
+			all = append(all, Beside{File: f, Path: path.Join(kind.folder, path.Base(f))})
 		}
 	}
+	if text := m.options(); text != "" {
+		all = append(all, Beside{Text: text, Path: OptionsFile(m.Name)})
+	}
 	return all
+}
+
+// OptionsFile is where a package's own parameters of modules are installed: before the files of people, which count more so.
+func OptionsFile(pkg string) string { return "/etc/modprobe.d/00-kmodctl-" + pkg + ".conf" }
+
+// options are the lines of modprobe.d(5) for the modules' own parameters, "" when there are none.
+func (m *Manifest) options() string {
+	var lines strings.Builder
+	for _, mod := range m.Modules {
+		if len(mod.Params) == 0 {
+			continue
+		}
+		fmt.Fprintf(&lines, "options %s", moduleName(mod.Name))
+		for _, p := range mod.Params {
+			if name, value, _ := strings.Cut(p, "="); strings.ContainsAny(value, " \t") {
+				p = name + `="` + value + `"`
+			}
+			fmt.Fprintf(&lines, " %s", p)
+		}
+		lines.WriteString("\n")
+	}
+	if lines.Len() == 0 {
+		return ""
+	}
+	return "# The parameters that kmod.toml of " + m.Name + " gives its modules. kmodctl options NAME k=v, or a file of yours that sorts behind this one, counts more.\n" + lines.String()
 }
 
 // Patch is a patch file of the source and the kernels that it is for.

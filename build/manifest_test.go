@@ -32,6 +32,7 @@ dir = "src/nic"
 
 [[module]]
 name = "vendor_diag"
+params = ["level=2", "text=a b"]
 
 [kernel]
 release = ">=5.10, <6.13"
@@ -54,7 +55,7 @@ func TestParseManifest(t *testing.T) {
 	}
 	want := &Manifest{
 		Name: "vendor-nic", Version: "2.4.1", Required: true,
-		Modules: []Module{{Name: "vendor-nic", Dir: "src/nic"}, {Name: "vendor_diag"}},
+		Modules: []Module{{Name: "vendor-nic", Dir: "src/nic"}, {Name: "vendor_diag", Params: []string{"level=2", "text=a b"}}},
 		Kernel:  Kernels{">=5.10, <6.13", []string{"NET", "!PREEMPT_RT"}, []string{"x86_64", "aarch64"}},
 		Build: Recipe{
 			Targets: []string{"modules", "src/"},
@@ -98,6 +99,8 @@ func TestManifestErrors(t *testing.T) {
 		{head + "[files]\nudev = [\"a.txt\"]", "read kmod.toml:4:9: files.udev[0] \"a.txt\" does not end in .rules: nobody would read it"},
 		{head + "[files]\nfirmware = [\"../x\"]", "read kmod.toml:4:13: files.firmware[0] \"../x\" holds .. and may lead out of the source"},
 		{head + "[files]\nmodprobe = [\"a/x.conf\", \"b/x.conf\"]", "read kmod.toml:4:25: files.modprobe[1] \"x.conf\" is there twice"},
+		{head + "[[module]]\nname = \"a\"\nparams = [\"n=1\", \"=2\"]", "read kmod.toml:5:18: module[0].params[1] \"=2\" is not of the form name=value"},
+		{head + "[[module]]\nname = \"a\"\nparams = [\"n=a\\nb\"]", "read kmod.toml:5:11: module[0].params[0] \"n=a\\nb\": the value may hold no quote, backslash or line break"},
 		{head + "required = \"yes\"", "read kmod.toml:3:12: required must be true or false"},
 		{head + "module = \"a\"", "read kmod.toml:3:10: module must be a list of tables, each under [[module]]"},
 		{head + "[module]\nname = \"a\"", "read kmod.toml:3:2: module must be a list of tables, each under [[module]]"},

@@ -13,6 +13,7 @@ var (
 	// A package's name and version become file names, and NAME@VERSION on the command line.
 	namePattern   = anyOf(`^[A-Za-z0-9][A-Za-z0-9._+~-]*$`)
 	modulePattern = anyOf(`^[A-Za-z0-9_-]+$`)
+	paramPattern  = anyOf(`^[A-Za-z0-9_.-]+$`)
 	targetPattern = anyOf(`^[A-Za-z0-9_][A-Za-z0-9_./-]*$`)
 	configPattern = anyOf(`^!?[A-Za-z0-9_]+$`)
 	archPattern   = anyOf(`^[a-z0-9_]+$`)
@@ -120,8 +121,26 @@ func validateModules(m *Manifest, keys *manifestKeys) *ManifestError {
 				return keys.bad(row+".dir", reason)
 			}
 		}
+		for n, p := range mod.Params {
+			if reason := badParam(p); reason != "" {
+				return keys.bad(fmt.Sprintf("%s.params[%d]", row, n), reason)
+			}
+		}
 	}
 	return nil
+}
+
+// badParam: a word of a line of modprobe.d(5), which the kernel must be able to read (next_arg in lib/cmdline.c).
+func badParam(s string) string {
+	switch name, value, _ := strings.Cut(s, "="); {
+	case name == "":
+		return fmt.Sprintf("%q is not of the form name=value", s)
+	case !paramPattern().MatchString(name):
+		return fmt.Sprintf("%q is not the name of a parameter: letters, digits, _, - and dots", name)
+	case strings.ContainsAny(value, "\"\\\n\r\x00"):
+		return fmt.Sprintf("%q: the value may hold no quote, backslash or line break", s)
+	}
+	return ""
 }
 
 func badModule(s string) string {

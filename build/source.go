@@ -47,7 +47,7 @@ func CheckSource(dir string) (*Manifest, error) {
 		}
 	}
 	for _, f := range m.Beside() {
-		if !isFile(root, f.File) {
+		if f.File != "" && !isFile(root, f.File) {
 			return nil, fmt.Errorf("check source %s: %s of %s is not a file", dir, f.File, ManifestFile)
 		}
 	}

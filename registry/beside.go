@@ -24,7 +24,8 @@ type Beside struct {
 	Package string
 	Version string
 	Digest  string // SHA-256 in hex
-	File    string // in the source
+	File    string // in the source; "" of one that is made
+	Text    string // what is in one that is made
 }
 
 // besideRow is what the registry knows of a file that it has put somewhere, or is about to.
@@ -241,13 +242,15 @@ func (r *Registry) putFile(tree *os.Root, b Beside, row besideRow, unpacked func
 	if err != nil || now == b.Digest {
 		return false, err
 	}
-	dir, err := unpacked(b)
-	if err != nil {
-		return false, err
-	}
-	text, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(b.File)))
-	if err != nil {
-		return false, err
+	text := []byte(b.Text)
+	if b.File != "" {
+		dir, err := unpacked(b)
+		if err != nil {
+			return false, err
+		}
+		if text, err = os.ReadFile(filepath.Join(dir, filepath.FromSlash(b.File))); err != nil {
+			return false, err
+		}
 	}
 	return true, replaceFile(tree, inTree(b.Path), text)
 }

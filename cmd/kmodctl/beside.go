@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"slices"
 	"strings"
@@ -46,7 +48,7 @@ func wantBeside(reg *registry.Registry) (want []registry.Beside, err error) {
 		return nil, err
 	}
 	for _, src := range sources {
-		if newest[src.Name] != src.Version || !strings.Contains(src.Manifest, "files") && !strings.Contains(src.Manifest, `\`) {
+		if newest[src.Name] != src.Version || !strings.Contains(src.Manifest, "files") && !strings.Contains(src.Manifest, "params") && !strings.Contains(src.Manifest, `\`) {
 			continue // most have none, and every writer asks; a backslash may spell the key otherwise
 		}
 		m, err := build.ParseManifest(build.ManifestFile, []byte(src.Manifest))
@@ -54,6 +56,11 @@ func wantBeside(reg *registry.Registry) (want []registry.Beside, err error) {
 			continue // a dkms.conf, which brings none, or a newer kmodctl's manifest, of which the build tells
 		}
 		for _, b := range m.Beside() {
+			if b.File == "" {
+				sum := sha256.Sum256([]byte(b.Text))
+				want = append(want, registry.Beside{Path: b.Path, Package: src.Name, Version: src.Version, Digest: hex.EncodeToString(sum[:]), Text: b.Text})
+				continue
+			}
 			if at := slices.IndexFunc(src.Files, func(f registry.File) bool { return f.Path == b.File && f.Link == "" }); at >= 0 {
 				want = append(want, registry.Beside{Path: b.Path, Package: src.Name, Version: src.Version, Digest: src.Files[at].SHA256, File: b.File})
 			}

@@ -200,7 +200,13 @@ func (e *env) stageModules(ctx context.Context, dir string, m *build.Manifest, p
 	defer tree.Close()
 	packaged := strings.NewReplacer("/etc/", "/usr/lib/", "/lib/firmware/", "/usr/lib/firmware/") // what a package brings is not the administrator's
 	for _, b := range m.Beside() {
-		if _, err := copyFile(tree, b.File, filepath.Join(p.Staged, packaged.Replace(b.Path)), 0o644); err != nil {
+		to := filepath.Join(p.Staged, packaged.Replace(b.Path))
+		if b.File == "" {
+			err = writeFrom(strings.NewReader(b.Text), to, 0o644)
+		} else {
+			_, err = copyFile(tree, b.File, to, 0o644)
+		}
+		if err != nil {
 			return newest, err
 		}
 	}

@@ -199,6 +199,8 @@ func (r *repairer) mendAll(ctx context.Context) (more bool, err error) {
 			place[d.Release] = append(place[d.Release], d)
 		case d.Object == registry.ObjectReadme:
 			r.note(d, "write it again", nil) // every writer does
+		case d.Object == registry.ObjectFile && d.Kind == registry.DriftMissing && d.Path == build.OptionsFile(d.Package):
+			r.note(d, "write it again, from "+build.ManifestFile, nil) // every writer does
 		default:
 			r.leave(d)
 		}
