@@ -78,7 +78,7 @@ const (
 	Inserted = "inserted"
 	Removed  = "removed"
 	Failed   = "failed"      // an optional step, or Undo
-	Ran      = "command ran" // of a Command step
+	Ran      = "command ran" // of a Command or RemoveCommand step
 )
 
 // undoing is the reason of the steps that take a failed load back.
@@ -241,7 +241,7 @@ func (r *runner) step(ctx context.Context, s Step) (StepResult, error) {
 		return r.insert(ctx, s)
 	case Remove:
 		return r.remove(ctx, s)
-	case Command:
+	case Command, RemoveCommand:
 		return r.command(ctx, s)
 	}
 	return StepResult{}, s.errorf("unknown action %s", s.Action)
@@ -271,7 +271,7 @@ func (r *runner) lock(ctx context.Context, s Step) (free func(), err error) {
 // errorf is an error about what the user wanted from the step.
 func (s Step) errorf(format string, args ...any) error {
 	verb := "load"
-	if s.Action == Remove {
+	if s.Action == Remove || s.Action == RemoveCommand {
 		verb = "unload"
 	}
 	return fmt.Errorf("%s %s: "+format, append([]any{verb, s.Module}, args...)...)
@@ -294,7 +294,7 @@ func (r *runner) undo(done []StepResult) (undone []StepResult) {
 	return undone
 }
 
-// command runs what an install line of modprobe.d has in place of the insertion,
+// command runs what a line of modprobe.d has in place of the insertion or removal,
 // as modprobe(8) does: by sh, with the module's name in MODPROBE_MODULE. A plan
 // that shall run none has none.
 func (r *runner) command(ctx context.Context, s Step) (StepResult, error) {

@@ -24,8 +24,10 @@ type Plan struct {
 const (
 	Insert  = "insert"  // finit_module(2)
 	Remove  = "remove"  // delete_module(2)
-	Command = "command" // an install or remove line of modprobe.d(5) stands in for the system call
-	None    = "none"    // nothing to do, Reason says why
+	Command = "command" // an install line of modprobe.d(5) stands in for the system call
+
+	RemoveCommand = "remove-command" // a remove line does
+	None          = "none"           // nothing to do, Reason says why
 )
 
 // Step is at most one system call.

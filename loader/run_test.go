@@ -324,6 +324,10 @@ func TestCommandStep(t *testing.T) {
 		t.Errorf("%v %+v", err, res)
 	}
 	step.Command = "echo no reason >&2; exit 3"
+	removal := loader.Step{Action: loader.RemoveCommand, Module: "mrp", Command: step.Command, Reason: "asked"}
+	if _, err := b.Run(t.Context(), &loader.Plan{Steps: []loader.Step{removal}}); err == nil || !strings.HasPrefix(err.Error(), "unload mrp: ") {
+		t.Errorf("got %v", err)
+	}
 	if _, err := b.Run(t.Context(), &loader.Plan{Steps: []loader.Step{step}}); err == nil || !strings.Contains(err.Error(), "no reason") {
 		t.Errorf("got %v", err)
 	}

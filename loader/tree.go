@@ -42,20 +42,29 @@ func (p *Plan) Tree() Tree {
 	return t
 }
 
-// UserTree returns the modules of the index that need one of those named, and
-// these.
-func (x *Index) UserTree(names []string) Tree {
+// Uninstalled is a module that no index has, and what it says that it needs.
+type Uninstalled struct {
+	Path    string
+	Depends []string
+}
+
+// UserTree returns the modules that need one of those named, and these: those of the index and, by their names, others that the
+// caller has.
+func (x *Index) UserTree(names []string, others map[string]Uninstalled) Tree {
 	t := Tree{}
+	all := x.Names()
+	for name := range others {
+		if _, _, indexed := x.Find(name); !indexed {
+			all = append(all, name)
+		}
+	}
+	slices.Sort(all)
 	for _, name := range names {
 		t.Roots = append(t.Roots, ko.NormalizeName(name))
 	}
 	needs := make(map[string][]string)
-	for _, name := range x.Names() {
-		_, deps, _ := x.Find(name)
-		var closure []string
-		for _, dep := range deps {
-			closure = append(closure, ko.NameOfFile(dep))
-		}
+	for _, name := range all {
+		_, closure := x.closure(name, others, nil)
 		if slices.Contains(t.Roots, name) || slices.ContainsFunc(t.Roots, func(root string) bool { return slices.Contains(closure, root) }) {
 			needs[name] = closure
 		}
@@ -73,15 +82,38 @@ func (x *Index) UserTree(names []string) Tree {
 		for _, need := range needs[name] {
 			put(need)
 		}
-		path, _, _ := x.Find(name)
+		path, _ := x.closure(name, others, nil)
 		t.Modules = append(t.Modules, TreeModule{Module: name, Path: path, Needs: direct(name, needs)})
 	}
-	for _, name := range x.Names() {
+	for _, name := range all {
 		if _, in := needs[name]; in {
 			put(name)
 		}
 	}
 	return t
+}
+
+// closure returns the file of a module and the names of all that it needs, what they need before them. above are the modules
+// that it is looked for, of which none is looked for again.
+func (x *Index) closure(name string, others map[string]Uninstalled, above []string) (path string, needs []string) {
+	path, deps, indexed := x.Find(name)
+	for _, dep := range deps {
+		needs = append(needs, ko.NameOfFile(dep))
+	}
+	other := others[name]
+	if indexed || slices.Contains(above, name) {
+		return path, needs
+	}
+	for _, dep := range other.Depends {
+		dep = ko.NormalizeName(dep)
+		_, its := x.closure(dep, others, append(above, name))
+		for _, need := range append(its, dep) {
+			if !slices.Contains(needs, need) {
+				needs = append(needs, need)
+			}
+		}
+	}
+	return other.Path, needs
 }
 
 // direct drops from what a module needs that which another of its needs brings along.

@@ -10,10 +10,12 @@ import (
 // UnloadRequest says what PlanUnload is to remove.
 type UnloadRequest struct {
 	Name        string
-	WithHolders bool   // the modules that use it are removed before it
-	WithUnused  bool   // those that it alone kept in use are removed after it, as modprobe -r does
-	Wait        bool   // users will be waited for: that there are some is no reason to refuse
-	State       *State // nil: nothing is loaded
+	WithHolders bool    // the modules that use it are removed before it
+	WithUnused  bool    // those that it alone kept in use are removed after it, as modprobe -r does
+	Wait        bool    // users will be waited for: that there are some is no reason to refuse
+	Config      *Config // its remove lines are told; nil: there are none
+	RunCommands bool    // remove lines are run in place of the removal, as modprobe -r does
+	State       *State  // nil: nothing is loaded
 }
 
 // PlanUnload plans the removal of a module, users before what they use. A module
@@ -37,6 +39,7 @@ func PlanUnload(req UnloadRequest) (*Plan, error) {
 		p.addUnused(st)
 	}
 	for i, s := range p.Steps {
+		p.removeLine(i, req)
 		m, _ := st.Find(s.Module)
 		for _, earlier := range p.Steps[:i] {
 			if slices.Contains(m.Holders, earlier.Module) {
@@ -45,6 +48,21 @@ func PlanUnload(req UnloadRequest) (*Plan, error) {
 		}
 	}
 	return p, nil
+}
+
+// removeLine looks for what modprobe.d(5) has in place of a removal: of several lines the first.
+func (p *Plan) removeLine(step int, req UnloadRequest) {
+	if req.Config == nil {
+		return
+	}
+	s := &p.Steps[step]
+	switch lines := find(req.Config.Remove, s.Module); {
+	case len(lines) == 0:
+	case req.RunCommands:
+		s.Action, s.Command, s.Reason = RemoveCommand, lines[0].Value, s.Reason+"; remove line at "+lines[0].At
+	default:
+		p.Notes = append(p.Notes, fmt.Sprintf("the command that %s has in place of the removal of %s is run with --run-commands only: %s", lines[0].At, s.Module, lines[0].Value))
+	}
 }
 
 // addRemoval plans the removal of m, after that of its holders if they may go. chain

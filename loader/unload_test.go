@@ -102,3 +102,37 @@ func TestPlanUnloadWithHolders(t *testing.T) {
 		t.Errorf("a holder that stays for ever: %v", err)
 	}
 }
+
+// A remove line of modprobe.d is told, and takes the place of a removal when it is asked for.
+func TestRemoveLines(t *testing.T) {
+	st := &loader.State{Modules: []loader.Live{
+		{Name: "top_mod", State: "live"},
+		{Name: "low", State: "live", Refcnt: 1, Holders: []string{"top_mod"}},
+	}}
+	conf := &loader.Config{Remove: []loader.Directive{
+		{Name: "lo*", Value: "echo first", At: "a.conf:1"}, {Name: "low", Value: "echo second", At: "a.conf:2"}, {Name: "other", Value: "false", At: "a.conf:3"}}}
+	req := loader.UnloadRequest{Name: "top_mod", WithUnused: true, State: st, Config: conf}
+	for run, want := range map[bool][]string{
+		false: {"remove top_mod (asked)", "remove low (unused without top_mod)"},
+		true:  {"remove top_mod (asked)", "remove-command low (unused without top_mod; remove line at a.conf:1)"},
+	} {
+		req.RunCommands = run
+		p, err := loader.PlanUnload(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, short(p)); diff != "" {
+			t.Errorf("run %t: %s", run, diff)
+		}
+		told := []string{"the command that a.conf:1 has in place of the removal of low is run with --run-commands only: echo first"}
+		if run {
+			told = nil
+			if p.Steps[1].Command != "echo first" || len(p.Steps[1].Needs) != 1 {
+				t.Errorf("%+v", p.Steps[1])
+			}
+		}
+		if diff := cmp.Diff(told, p.Notes); diff != "" {
+			t.Errorf("run %t: %s", run, diff)
+		}
+	}
+}

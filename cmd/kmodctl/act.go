@@ -73,7 +73,7 @@ func (e *env) printPlan(plan *loader.Plan) {
 		switch {
 		case s.Action == loader.Insert && s.Path != "":
 			line = strings.TrimSpace(s.Action + " " + s.Path + " " + s.Params)
-		case s.Action == loader.Command:
+		case s.Action == loader.Command || s.Action == loader.RemoveCommand:
 			line = s.Action + " " + s.Module + ": " + s.Command
 		}
 		fmt.Fprintf(e.out, "%s (%s)\n", line, s.Reason)

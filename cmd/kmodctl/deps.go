@@ -16,7 +16,8 @@ func cmdDeps(e *env) *cli.Command {
 		Usage:     "show what a module needs, or what needs it",
 		ArgsUsage: "MODULE|ALIAS|FILE.ko",
 		Description: examples("A tree of what load would insert on a kernel on which nothing is loaded yet; soft dependencies are\n"+
-			"marked. With --reverse, of the modules that cannot be there without it. --dot prints it for Graphviz.",
+			"marked. With --reverse, of the modules that cannot be there without it, those too that were built and are not\n"+
+			"installed. --dot prints it for Graphviz.",
 			"kmodctl deps btrfs", "kmodctl deps drm --reverse", "kmodctl deps ./hello.ko --json", "kmodctl deps 8021q --dot | dot -Tsvg > 8021q.svg"),
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "kernel", Aliases: []string{"k"}, Usage: "the modules of kernel `RELEASE`; default: the running one, else the newest"},
@@ -77,7 +78,11 @@ func (e *env) tree(c *cli.Context, name, release string, reverse bool) (loader.T
 	if !reverse {
 		return plan.Tree(), nil
 	}
-	return l.index.UserTree(plan.Asked), nil
+	others, err := l.own.uninstalled()
+	if err != nil {
+		return loader.Tree{}, err
+	}
+	return l.index.UserTree(plan.Asked, others), nil
 }
 
 // treePrinter writes a tree in lines. What a module has below it is written once.

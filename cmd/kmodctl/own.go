@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"kmodctl/internal/ko"
+	"kmodctl/loader"
 	"kmodctl/registry"
 )
 
@@ -50,6 +51,27 @@ func (o *own) open() {
 	}
 	o.kept, o.err = o.modulesOf(o.reg, o.release)
 	o.packages = map[string]bool{}
+}
+
+// uninstalled are the registry's modules for the kernel that its index does not have.
+func (o *own) uninstalled() (map[string]loader.Uninstalled, error) {
+	if o.kept == nil && o.err == nil {
+		o.open()
+	}
+	if o.err != nil {
+		return nil, o.err
+	}
+	found := map[string]loader.Uninstalled{}
+	for name := range o.kept.modules {
+		path, ok := o.kept.find(name)
+		if !ok {
+			continue
+		}
+		if info, err := ko.Open(path); err == nil { // a damaged one is verify's matter
+			found[ko.NormalizeName(name)] = loader.Uninstalled{Path: path, Depends: info.Depends}
+		}
+	}
+	return found, nil
 }
 
 // packageOf names the package of a module, "" if the registry was not asked or has none.

@@ -18,10 +18,12 @@ func cmdUnload(e *env) *cli.Command {
 		ArgsUsage: "MODULE ...",
 		Description: examples("A module that is in use stays, and who uses it is told: modules, processes that have a device of it open,\n"+
 			"mounts, sockets. With --with-holders the modules that use it go first, with -r those that it needed and\n"+
-			"that nothing uses any more go last; --dry-run shows them.",
+			"that nothing uses any more go last; --dry-run shows them. A remove line of modprobe.d is shown, and run with\n"+
+			"--run-commands only.",
 			"kmodctl unload hello", "kmodctl unload -r stack_user", "kmodctl unload --with-holders stack --dry-run", "kmodctl unload chardev --wait 10s"),
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "also unload dependencies that became unused"},
+			&cli.BoolFlag{Name: "run-commands", Usage: "run the commands of remove lines of modprobe.d in place of the removal, as modprobe does"},
 		}, removeFlags()...),
 		BashComplete: completeLive(e),
 		Action: func(c *cli.Context) error {
@@ -48,7 +50,8 @@ func cmdUnload(e *env) *cli.Command {
 				return err
 			}
 			for _, name := range c.Args().Slice() {
-				req := loader.UnloadRequest{Name: name, WithHolders: c.Bool("with-holders"), WithUnused: c.Bool("recursive"), Wait: l.Wait > 0}
+				req := loader.UnloadRequest{Name: name, WithHolders: c.Bool("with-holders"), WithUnused: c.Bool("recursive"), Wait: l.Wait > 0,
+					Config: loader.ReadConfig(e.root, false), RunCommands: c.Bool("run-commands")}
 				if err := e.unload(c.Context, l, req); err != nil {
 					return err
 				}
