@@ -185,11 +185,14 @@ func (d *dresser) open(ctx context.Context, e *env) (keys.Signer, keys.Key, erro
 	case d.signer != nil:
 		return d.signer, *d.key, nil
 	case d.key == nil:
-		key, made, err := d.store.Ensure(ctx, keys.New{})
+		key, made, err := d.store.Ensure(ctx, keys.New{TakeOver: true})
 		if err != nil {
 			return nil, key, err
 		}
-		if made {
+		switch {
+		case key.Origin != "" && made:
+			e.changed("took over signing key %s from %s; whether this machine trusts it: kmodctl secureboot", key.Name, key.Origin)
+		case made:
 			e.changed("made signing key %s; to have this machine trust it: kmodctl key enroll", key.Name)
 		}
 		d.key = &key

@@ -28,6 +28,7 @@ const newPrefix = ".new-"
 type New struct {
 	Bits       int    // 0 is 2048, which all firmware takes
 	Passphrase []byte // nil is none
+	TakeOver   bool   // Ensure imports a pair that something else has here, where there is one without a passphrase, and makes none then
 }
 
 // Ensure returns the key that signs, and makes one if there is none. made reports which it was.
@@ -36,6 +37,18 @@ func (s Store) Ensure(ctx context.Context, n New) (k Key, made bool, err error) 
 	k, err = s.Active()
 	if !errors.Is(err, ErrNoKey) {
 		return k, false, err
+	}
+	if n.TakeOver {
+		for _, p := range s.Find() {
+			key, keyErr := s.root.Path(p.Key)
+			cert, certErr := s.root.Path(p.Cert)
+			if p.Err != nil || keyErr != nil || certErr != nil {
+				continue
+			}
+			if k, made, err := s.Import(ctx, key, cert, nil); err == nil { // it may have gone meanwhile
+				return k, made, nil
+			}
+		}
 	}
 	return s.add(ctx, StateActive, func(name string) (pair, error) { return s.newPair(name, n) })
 }
