@@ -59,7 +59,7 @@ fuzz:
 	.ci/fuzz $(FUZZTIME)
 
 # What boots kernels; its log has the table of refusals. The test binary is the guest's init, so it has to be static.
-LOADER := ^(TestRefusals|TestOnRealKernels)$$
+LOADER := ^(TestRefusals|TestOnRealKernels|TestCompressedOnRealKernels)$$
 loader:
 	CGO_ENABLED=0 $(TEST) -timeout 30m -run '$(LOADER)' -v ./loader
 

@@ -37,6 +37,8 @@ func TestMain(m *testing.M) {
 			return m.Run()
 		case "catalogue", "stdin":
 			err = answerQuestions()
+		case "packed":
+			err = loadPacked()
 		case "insert":
 			err = insert(first)
 		}

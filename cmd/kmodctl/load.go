@@ -354,14 +354,22 @@ func (k *kept) find(module string) (string, bool) {
 		default:
 			k.damaged[module] = i.Path + " is not what was installed"
 		}
+		if path, ok := k.blob(i.Digest); ok { // signed, as the file was
+			return path, true
+		}
 	}
 	m, ok := k.modules[module]
 	if !ok {
 		return "", false
 	}
-	path := k.reg.BlobPath(m.Digest)
-	digest, err := fileDigest(path)
-	return path, err == nil && digest == m.Digest
+	return k.blob(m.Digest)
+}
+
+// blob is the file of a blob, if that is whole.
+func (k *kept) blob(digest string) (path string, ok bool) {
+	path = k.reg.BlobPath(digest)
+	got, err := fileDigest(path)
+	return path, err == nil && got == digest
 }
 
 // ofPackage is an error about a module of a registered package.
