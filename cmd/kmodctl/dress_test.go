@@ -166,6 +166,28 @@ func TestDressed(t *testing.T) {
 		t.Errorf("again: %s", r.stderr)
 	}
 
+	// What is asked for is signed, whatever the configuration says, and stays so.
+	m.configure(t, "compress = \"xz\"\n[sign]\nmode = \"never\"\n")
+	m.must(t, "uninstall", "net")
+	m.must(t, "install", "net@1.0")
+	m.must(t, "sign", "net", "-k", tortured[0])
+	for _, i := range m.rows(t, second) {
+		if signed := i.Package == "disk" || i.Release == tortured[0]; signed != (i.Signer != "") {
+			t.Errorf("signed for %s only: %+v", tortured[0], i)
+		}
+	}
+	m.must(t, "sign", "--all")
+	m.must(t, "install", "net@1.0", "disk")
+	expect("all of them", second, "xz", 6)
+	for _, args := range [][]string{{"sign"}, {"sign", "net", "--all"}, {"sign", "net", "x.ko"}, {"sign", "net", "--hash", "sha512"}, {"resign"}} {
+		if r := m.run(t, args); r.code != exitUsage {
+			t.Errorf("%v: exit %d: %s", args, r.code, r.stderr)
+		}
+	}
+	if r := m.run(t, []string{"sign", "net@1.1"}); r.code == 0 || !strings.Contains(r.stderr, "it is not installed") {
+		t.Errorf("exit %d: %s", r.code, r.stderr)
+	}
+
 	// What has a signature keeps it when no more are made; what is installed anew has none.
 	m.configure(t, "compress = \"gzip\"\n[sign]\nmode = \"never\"\n")
 	if r := m.run(t, []string{"install", "disk"}); r.code == 0 { // depmod of Debian is built without zlib

@@ -228,7 +228,10 @@ func withoutCommands(plan *loader.Plan) error {
 }
 
 // isModuleFile tells a .ko file on the command line from a module's name.
-func isModuleFile(arg string) bool { return isPath(arg) || strings.HasSuffix(arg, ".ko") }
+func isModuleFile(arg string) bool {
+	_, named := ko.CompressionOf(arg)
+	return named || isPath(arg)
+}
 
 func isModuleName(arg string) bool { return !isModuleFile(arg) }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -20,22 +21,34 @@ import (
 func cmdSign(e *env) *cli.Command {
 	return &cli.Command{
 		Name:      "sign",
-		Usage:     "put a signature at the end of module files",
-		ArgsUsage: "FILE.ko ...",
+		Usage:     "put a signature at the end of module files, or sign what is installed",
+		ArgsUsage: "FILE.ko ...|NAME|NAME@VERSION ...",
 		Description: examples("As the kernel's scripts/sign-file, byte for byte with keys of RSA: in place, or to another file with -o. A signature that\n"+
 			"is there is replaced. A compressed file is unpacked, signed, and compressed again. The key is the machine's\n"+
-			"active one (kmodctl key), or the one of --key and --cert.",
-			"kmodctl sign ./hello.ko", "kmodctl sign hello.ko --key mok.key --cert mok.der --hash sha512 -o signed.ko"),
+			"active one (kmodctl key), or the one of --key and --cert.\n\n"+
+			"Of packages, what is installed is signed with the machine's key, whatever the configuration says of them. Nothing is built.",
+			"kmodctl sign ./hello.ko", "kmodctl sign hello", "kmodctl sign --all -k 6.1.0-56-amd64", "kmodctl sign hello.ko --key mok.key --cert mok.der --hash sha512 -o signed.ko"),
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "key", Usage: "sign with the private key in `FILE`: PEM, with a passphrase or without, or PKCS#8 in DER"},
 			&cli.StringFlag{Name: "cert", Usage: "its certificate, `FILE` in PEM or DER"},
 			&cli.StringFlag{Name: "hash", Usage: "sign over `HASH`: sha256, sha384, sha512, ...; default: sign.hash of the configuration, else sha256"},
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write to `FILE` and leave the input as it is"},
+			&cli.BoolFlag{Name: "all", Usage: "all packages that are installed"},
+			kernelFlag("of packages: only for kernel `RELEASE` (repeatable)"),
 		},
+		BashComplete: completePackages(e),
 		Action: func(c *cli.Context) error {
+			files := slices.ContainsFunc(c.Args().Slice(), isModuleFile)
+			ofFiles := c.IsSet("key") || c.IsSet("cert") || c.IsSet("hash") || c.IsSet("output")
 			switch {
-			case c.NArg() == 0:
-				return usagef("sign takes at least one file: kmodctl sign FILE.ko")
+			case c.NArg() == 0 && !c.Bool("all"):
+				return usagef("sign takes files or packages: kmodctl sign FILE.ko, kmodctl sign NAME")
+			case !files && ofFiles:
+				return usagef("sign: --key, --cert, --hash and -o are for files: kmodctl sign ./FILE.ko")
+			case !files:
+				return e.signInstalled(c.Context, signingCommand{"sign", c.Args().Slice(), c.Bool("all"), c.StringSlice("kernel"), false})
+			case c.Bool("all") || c.IsSet("kernel") || !allFiles(c.Args().Slice()):
+				return usagef("sign takes files or packages, not both")
 			case c.String("output") != "" && c.NArg() > 1:
 				return usagef("sign: -o takes one file, not %d", c.NArg())
 			case (c.String("key") == "") != (c.String("cert") == ""):
@@ -48,6 +61,10 @@ func cmdSign(e *env) *cli.Command {
 			return s.all(c.Context, c.Args().Slice(), c.String("output"))
 		},
 	}
+}
+
+func allFiles(args []string) bool {
+	return !slices.ContainsFunc(args, func(arg string) bool { return !isModuleFile(arg) })
 }
 
 // fileSigner signs files that are named on the command line.

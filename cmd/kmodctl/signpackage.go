@@ -53,7 +53,7 @@ func (e *env) signInstalled(ctx context.Context, c signingCommand) error {
 		return err
 	}
 	if e.json {
-		if err := e.document(c.verb, map[string]any{"dry_run": e.dryRun, "installs": orEmpty(j.installs)}); err != nil {
+		if err := e.document("resign", map[string]any{"dry_run": e.dryRun, "installs": orEmpty(j.installs)}); err != nil {
 			return err
 		}
 	}
