@@ -80,12 +80,21 @@ func (e *env) newDresser(ctx context.Context, asked bool) (*dresser, error) {
 	return d, nil
 }
 
-// enforcesSignatures reports whether the machine takes signed modules only: by Secure Boot, lockdown or module.sig_enforce.
+// enforcesSignatures reports whether this machine takes signed modules only. The running kernel says so, which locks itself down under
+// Secure Boot; the firmware, whose variables are slow to read, is asked where that one cannot be. Of a folder nobody knows.
 func (e *env) enforcesSignatures() bool {
-	lockdown, _ := e.root.ReadFile("/sys/kernel/security/lockdown")
+	if !e.root.IsHost() {
+		return false
+	}
 	enforce, _ := e.root.ReadFile("/sys/module/module/parameters/sig_enforce")
-	return efi.ReadState(e.root).Enforced() == efi.On || strings.HasPrefix(string(enforce), "Y") ||
-		bytes.Contains(lockdown, []byte("[integrity]")) || bytes.Contains(lockdown, []byte("[confidentiality]"))
+	if strings.HasPrefix(string(enforce), "Y") {
+		return true
+	}
+	lockdown, err := e.root.ReadFile("/sys/kernel/security/lockdown")
+	if err != nil {
+		return efi.ReadState(e.root).Enforced() == efi.On
+	}
+	return bytes.Contains(lockdown, []byte("[integrity]")) || bytes.Contains(lockdown, []byte("[confidentiality]"))
 }
 
 // signs reports whether the modules of a package get a signature.
