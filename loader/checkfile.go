@@ -89,19 +89,18 @@ func hasIMASignature(path string) bool {
 		n > 0 && (attribute[0] == digitalSignature || attribute[0] == veritySignature)
 }
 
-// content judges whether the file still is what the key of the kernel's own modules signed: pkcs7_verify in
-// crypto/asymmetric_keys. That key is in the kernel's image; a kernel refuses what it signed and somebody changed even where it
-// takes unsigned modules.
+// content judges whether the file still is what a key signed that the kernel has: pkcs7_verify in crypto/asymmetric_keys. A
+// kernel refuses what such a key signed and somebody changed, even where it takes unsigned modules.
 func (c *check) content(info *ko.Info, path string) {
 	s := info.Signature
-	if !c.target.Thorough || s == nil || s.IDType != modsig.PKCS7 || c.target.intree(path) {
+	if s == nil || s.IDType != modsig.PKCS7 || c.target.intree(path) {
 		return
 	}
-	if ref := c.target.reference(); ref == nil || ref.Signature == nil || ref.Signature.Signer != s.Signer || ref.Signature.KeyID != s.KeyID {
-		return
+	ownKey := false // the kernel's own modules were signed with it: it is in the image
+	if ref := c.target.reference(); c.target.Thorough && ref != nil && ref.Signature != nil {
+		ownKey = ref.Signature.Signer == s.Signer && ref.Signature.KeyID == s.KeyID
 	}
-	image, err := c.target.vmlinux()
-	if err != nil {
+	if !ownKey && len(c.target.Trusted) == 0 {
 		return
 	}
 	data, err := os.ReadFile(path)
@@ -115,7 +114,15 @@ func (c *check) content(info *ko.Info, path string) {
 	if err != nil {
 		return
 	}
-	if _, err := signature.Verify(signed, image.Certificates()); errors.Is(err, modsig.ErrChanged) {
+	certs := c.target.Trusted
+	if ownKey {
+		image, err := c.target.vmlinux()
+		if err != nil {
+			return
+		}
+		certs = image.Certificates()
+	}
+	if _, err := signature.Verify(signed, certs); errors.Is(err, modsig.ErrChanged) {
 		c.refuse(CauseSignatureDiffers, unix.EKEYREJECTED, "the file has changed since it was signed by a key that the kernel has",
 			fmt.Sprintf("signed by %s, key %s, %s", s.Signer, s.KeyID, s.Hash))
 	}

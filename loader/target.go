@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"io/fs"
@@ -22,6 +23,9 @@ type Target struct {
 	// running kernel's own, and at what the kernel's image exports where there are no headers, whose unpacking takes
 	// seconds. It is for telling why, and not for every load.
 	Thorough bool
+
+	// Trusted are certificates that the kernel has beside those in its image: the firmware's and shim's.
+	Trusted []*x509.Certificate
 
 	root    kernel.Root
 	release string

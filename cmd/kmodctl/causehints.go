@@ -24,23 +24,24 @@ func causeHints(err error) []string {
 	default:
 		return nil
 	}
+	sign := "kmodctl sign FILE.ko"
 	build := "kmodctl build DIR -k " + release + " (the folder of its source)"
 	if errors.As(err, &ours) {
 		build = "kmodctl build " + ours.pkg + " -k " + release
+		sign = "kmodctl resign " + ours.pkg
 		if builtFor != "" && builtFor != release {
 			return []string{build}
 		}
 	}
-	advice := adviceOn(cause, module, build)
+	advice := adviceOn(cause, module, build, sign)
 	if checked != nil && checked.Unwrap() == nil {
 		advice = append(advice, "load or reload --unchecked asks the kernel all the same")
 	}
 	return advice
 }
 
-// adviceOn is what to do about a cause; build is the command that builds the module again.
-func adviceOn(cause loader.CauseID, module, build string) []string {
-	const sign = "sign it with a key that the kernel has; mokutil --import KEY.der has the firmware enrol one at the next boot"
+// adviceOn is what to do about a cause; build is the command that builds the module again, sign the one that signs it.
+func adviceOn(cause loader.CauseID, module, build, sign string) []string {
 	switch cause {
 	case loader.CauseOtherKernel, loader.CauseStructSize, loader.CauseModuleLayout, loader.CauseVermagic, loader.CauseSymbolCRC, loader.CauseBTF,
 		loader.CauseArch, loader.CauseTruncated, loader.CauseMalformed, loader.CauseStripped, loader.CauseNoModversions, loader.CauseRelocation:
@@ -54,11 +55,11 @@ func adviceOn(cause loader.CauseID, module, build string) []string {
 	case loader.CauseNamespace:
 		return []string{"MODULE_IMPORT_NS in its source, for the namespace"}
 	case loader.CauseUnsigned, loader.CauseUnknownKey, loader.CauseLockdown:
-		return []string{sign}
+		return []string{sign + " signs it with this machine's key", "kmodctl key enroll has the firmware trust that key, from the next boot on", "kmodctl secureboot (which keys are trusted, and what is next)"}
 	case loader.CauseSignatureKind:
 		return []string{"sign it with RSA and sha256, which every kernel knows"}
 	case loader.CauseSignatureDiffers, loader.CauseSignatureDamaged:
-		return []string{"sign it again: nothing may change a module behind its signature, strip least of all"}
+		return []string{sign + " signs it again: nothing may change a module behind its signature, strip least of all"}
 	case loader.CauseBlacklisted:
 		return []string{"take " + module + " out of module_blacklist= on the kernel command line, and reboot"}
 	case loader.CauseModulesDisabled:

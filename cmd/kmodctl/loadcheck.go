@@ -1,16 +1,31 @@
 package main
 
 import (
+	"crypto/x509"
 	"errors"
 	"slices"
 
+	"kmodctl/internal/efi"
 	"kmodctl/internal/ko"
 	"kmodctl/loader"
 )
 
 // target is the kernel of a load, for a check.
 func (l *loading) target() *loader.Target {
-	return loader.NewTarget(l.root, l.release, l.index, l.own.find, l.state)
+	t := loader.NewTarget(l.root, l.release, l.index, l.own.find, l.state)
+	if l.state != nil {
+		t.Trusted = firmwareTrust(efi.ReadState(l.root))
+	}
+	return t
+}
+
+// firmwareTrust are the certificates that a kernel takes from firmware and shim.
+func firmwareTrust(s efi.State) []*x509.Certificate {
+	certs := s.List("db").Certificates()
+	if s.Enforced() != efi.Off {
+		certs = append(certs, s.List("MokListRT").Certificates()...)
+	}
+	return certs
 }
 
 // check keeps a plan from the kernel that it would refuse, and notes what it would not like.

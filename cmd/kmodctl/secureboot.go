@@ -356,7 +356,7 @@ func (t *trust) next(modules []moduleTrust) (steps []nextStep) {
 		}
 	}
 	for _, pkg := range unsigned {
-		steps = append(steps, nextStep{pkg + " is not signed with key " + key.Name, t.command("sign " + pkg)})
+		steps = append(steps, nextStep{pkg + " is not signed with key " + key.Name, t.command("resign " + pkg)})
 	}
 	return orEmpty(steps)
 }
