@@ -143,7 +143,7 @@ func (f form) has(i registry.Install) bool {
 	switch {
 	case i.Signer == registry.SignerUnknown:
 		return true
-	case f.signed && i.Signer != f.signer:
+	case f.signed && (i.Signer == "" || i.Signer != f.signer):
 		return false
 	}
 	return i.Compression() == f.compression

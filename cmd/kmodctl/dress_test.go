@@ -301,6 +301,24 @@ func TestClosedKey(t *testing.T) {
 	m.checkClean(t)
 }
 
+// TestFirstKey: where signatures are asked for and there is no key, one is made, and what is installed unsigned is signed.
+func TestFirstKey(t *testing.T) {
+	m := newMachine(t)
+	m.must(t, "install", "disk")
+	m.configure(t, "[sign]\nmode = \"always\"\n")
+	if r := m.must(t, "install", "disk"); !strings.Contains(r.stderr, "made signing key mok1; to have this machine trust it: kmodctl key enroll") {
+		t.Errorf("stderr: %s", r.stderr)
+	}
+	key, err := m.store().Active()
+	check(t, err)
+	for _, i := range m.rows(t, key) {
+		if i.Signer != key.Fingerprint() {
+			t.Errorf("row %+v", i)
+		}
+	}
+	m.checkClean(t)
+}
+
 // TestVerifiable: what a kernel cannot verify is refused before anything is changed, by the configurations of two real kernels.
 func TestVerifiable(t *testing.T) {
 	dir := t.TempDir()
