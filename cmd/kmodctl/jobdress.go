@@ -133,10 +133,13 @@ func (j *job) signed(ctx context.Context, d *dresser, want form, m registry.Modu
 		if err == nil {
 			file, err = with.Sign(ctx, file, d.sign.Hash)
 		}
-		if err != nil && !diskFails(err) {
-			err = cannotSign{err}
+		switch {
+		case err == nil:
+			return file, key.Fingerprint(), nil
+		case diskFails(err):
+			return nil, "", err
 		}
-		return file, key.Fingerprint(), err
+		return nil, "", cannotSign{err}
 	case row.Signer != "": // what has a signature keeps it
 		file, err = j.unpacked(row.Digest)
 		return file, row.Signer, err
