@@ -216,6 +216,9 @@ func (c *check) whereabouts(symbol string) string {
 	if c.target.has(names)[symbol] {
 		return symbol + " is in the kernel, but not exported to modules"
 	}
+	for _, a := range c.target.index.Exporters(symbol) {
+		return fmt.Sprintf("%s is exported by module %s, which nothing here loads before it", symbol, a.Module)
+	}
 	for _, other := range c.target.others() {
 		if found, err := other.Tree.SymbolsOf(names); err == nil && found[symbol].Module != "" {
 			return fmt.Sprintf("%s is exported by %s of kernel %s", symbol, found[symbol].Module, other.Name)

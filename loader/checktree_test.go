@@ -46,6 +46,25 @@ func TestNoFalseAlarm(t *testing.T) {
 	}
 }
 
+// Without headers it is the index that knows which module exports what nothing has brought.
+func TestExporterWithoutHeaders(t *testing.T) {
+	release := installedSeries(t, "6.12.")
+	index := OpenIndex("/", "/lib/modules/"+release)
+	path, _, ok := index.Find("stp")
+	if !ok {
+		t.Fatal("no module stp")
+	}
+	target := NewTarget("/", release, index, nil, nil)
+	target.Thorough = true
+	target.kernel = func() kernel.Release {
+		return kernel.Release{Name: release, Root: "/", Image: "/boot/vmlinuz-" + release}
+	}
+	first, _ := FirstRefused(Check(&Plan{Steps: []Step{{Action: Insert, Module: "stp", Path: path}}}, target))
+	if first.Cause != CauseSymbolMissing || len(first.Evidence) == 0 || !strings.HasSuffix(first.Evidence[0], "is exported by module llc, which nothing here loads before it") {
+		t.Errorf("got %+v", first)
+	}
+}
+
 // everyModule is a plan that inserts all that modules.dep has, dependencies first.
 func everyModule(t *testing.T, release string) (*Plan, *Index) {
 	t.Helper()

@@ -243,14 +243,22 @@ func TestIndexOfOddFiles(t *testing.T) {
 }
 
 func FuzzIndex(f *testing.F) {
-	f.Add("kernel/a.ko: kernel/b.ko\nkernel/b.ko:\n", "kernel/c.ko\n")
-	f.Add("a.ko: a.ko\n:\n::\n.ko:\n", "..\n/\n")
-	f.Add("a.ko: b.ko", "\x00.ko")
-	f.Fuzz(func(t *testing.T, dep, builtin string) {
+	f.Add("kernel/a.ko: kernel/b.ko\nkernel/b.ko:\n", "kernel/c.ko\n", "alias a* b\nalias symbol:a b\nsoftdep a pre: b\n")
+	f.Add("a.ko: a.ko\n:\n::\n.ko:\n", "..\n/\n", "alias [a b\nalias\nsoftdep b post: b")
+	f.Add("a.ko: b.ko", "\x00.ko", "alias * \x00")
+	f.Fuzz(func(t *testing.T, dep, builtin, alias string) {
 		dir := t.TempDir()
 		os.WriteFile(filepath.Join(dir, "modules.dep"), []byte(dep), 0o644)
 		os.WriteFile(filepath.Join(dir, "modules.builtin"), []byte(builtin), 0o644)
+		for _, file := range []string{"modules.alias", "modules.symbols", "modules.softdep", "modules.builtin.alias"} {
+			os.WriteFile(filepath.Join(dir, file), []byte(alias), 0o644)
+		}
 		index := loader.OpenIndex("/", dir)
+		for _, a := range append(index.Aliases("ab"), index.Exporters("a")...) {
+			if a.Module == "" || a.Pattern == "" {
+				t.Errorf("%q gave %+v", alias, a)
+			}
+		}
 		for _, name := range append(index.Near("a"), "a", "b", "") {
 			path, deps, ok := index.Find(name)
 			for _, p := range append(deps, path) {

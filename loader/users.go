@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -178,11 +179,11 @@ func (f *finder) mounts(path string) {
 	}
 }
 
-var escaped = regexp.MustCompile(`\\[0-7]{3}`)
+var escaped = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\\[0-7]{3}`) })
 
 // unescape undoes the \040 of mountinfo.
 func unescape(s string) string {
-	return escaped.ReplaceAllStringFunc(s, func(e string) string {
+	return escaped().ReplaceAllStringFunc(s, func(e string) string {
 		n, _ := strconv.ParseUint(e[1:], 8, 8)
 		return string([]byte{byte(n)})
 	})

@@ -21,12 +21,14 @@ func (i *Image) BuiltinNames() (names []string) {
 		return nil
 	}
 	i.entries("__param", param, func(entry []byte) {
-		if perm := i.program.ByteOrder.Uint16(entry[permission:]); perm != 0 {
-			if name, _, ok := strings.Cut(i.text(entry), "."); ok {
-				names = append(names, name)
-			} else {
-				names = append(names, "kernel") // core_param
-			}
+		param := i.text(entry)
+		if i.program.ByteOrder.Uint16(entry[permission:]) == 0 || param == "" {
+			return
+		}
+		if name, _, ok := strings.Cut(param, "."); ok {
+			names = append(names, name)
+		} else {
+			names = append(names, "kernel") // core_param
 		}
 	})
 	i.entries("__modver", version, func(entry []byte) {
@@ -57,7 +59,7 @@ func (i *Image) entries(section string, size int, do func(entry []byte)) {
 func (i *Image) text(pointer []byte) string {
 	addr := i.program.ByteOrder.Uint64(pointer)
 	for _, s := range i.program.Sections {
-		if s.Type != elf.SHT_PROGBITS || s.Flags&elf.SHF_ALLOC == 0 || addr < s.Addr || addr-s.Addr >= s.Size {
+		if s.Type != elf.SHT_PROGBITS || s.Addr == 0 || addr < s.Addr || addr-s.Addr >= s.Size {
 			continue
 		}
 		buf := make([]byte, 64) // MODULE_NAME_LEN, and a parameter's name is behind the dot
