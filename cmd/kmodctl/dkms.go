@@ -238,7 +238,7 @@ func (d *dkmsRun) run(ctx context.Context) error {
 		return err
 	}
 	if d.action == "generate_mok" {
-		return d.generateMOK()
+		return d.generateMOK(ctx)
 	}
 	reg, err := d.open(ctx, "dkms "+d.action)
 	if err != nil {

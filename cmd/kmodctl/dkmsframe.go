@@ -50,12 +50,8 @@ var unheeded = map[string]string{
 	"compress_xz_opts":    "modules are compressed as the kernel reads them",
 	"compress_zstd_opts":  "modules are compressed as the kernel reads them",
 	"parallel_jobs":       "all builds share this machine's processors",
-	"sign_file":           noSigning,
-	"mok_signing_key":     noSigning,
-	"mok_certificate":     noSigning,
+	"sign_file":           "kmodctl signs as the kernel's sign-file does; sign.command of " + configFile + " names another program",
 }
-
-const noSigning = "kmodctl does not sign modules yet"
 
 // tellUnheeded says which settings of framework.conf have no effect.
 func (e *env) tellUnheeded(ctx context.Context) {
@@ -69,6 +65,9 @@ func (e *env) tellUnheeded(ctx context.Context) {
 		if why := unheeded[name]; why != "" && frame[name] != "" && path.Clean(frame[name]) != usual[name] {
 			e.say("note: %s of framework.conf is passed over: %s", name, why)
 		}
+	}
+	if isToken(frame["mok_signing_key"]) {
+		e.say("note: mok_signing_key of framework.conf is passed over: a key in a token signs by sign.command of %s", configFile)
 	}
 }
 

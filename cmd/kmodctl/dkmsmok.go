@@ -1,82 +1,101 @@
 package main
 
 import (
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/big"
 	"os"
 	"path"
 	"path/filepath"
-	"time"
+	"strings"
+
+	"kmodctl/internal/keys"
 )
 
-// generateMOK makes the pair of files that DKMS signs modules with, unless it is there: a key and its certificate for
-// the firmware's list (Machine Owner Key). One of the two alone is never overwritten.
-func (e *env) generateMOK() error {
+// mokLinks are the files of DKMS's signing key, and where they lead once the key is ours.
+var mokLinks = []struct{ name, to string }{
+	{"mok.key", keys.Folder + "/active/key.pem"},
+	{"mok.pub", keys.Folder + "/active/cert.der"},
+}
+
+// generateMOK makes sure that there is a key that signs modules, and shows it where DKMS has its own. A pair of DKMS's stays where it is, and
+// becomes that key where there is none; one file of it alone is never overwritten.
+func (e *env) generateMOK(ctx context.Context) error {
+	conf, err := e.signConfig(ctx)
+	if err != nil {
+		return err
+	}
 	tree, err := e.inside(dkmsTreePath)
 	if err != nil {
 		return err
 	}
-	key, cert := filepath.Join(tree, "mok.key"), filepath.Join(tree, "mok.pub")
-	_, noKey := os.Stat(key)
-	_, noCert := os.Stat(cert)
+	var theirs []string
+	for _, l := range mokLinks {
+		file := filepath.Join(tree, l.name)
+		target, err := os.Readlink(file)
+		if _, statErr := os.Lstat(file); statErr == nil && (err != nil || target != l.to) {
+			theirs = append(theirs, file)
+		} else if statErr != nil && !errors.Is(statErr, fs.ErrNotExist) {
+			return statErr
+		}
+	}
+	if len(theirs) == 1 {
+		return fmt.Errorf("generate_mok: only %s of the two files of a key is there, and is not overwritten: move it away", theirs[0])
+	}
+	store := conf.store(e)
+	key, err := store.Active()
+	made := false
 	switch {
-	case noKey == nil && noCert == nil:
-		e.say("nothing to do: %s and %s are there", path.Join(dkmsTreePath, "mok.key"), path.Join(dkmsTreePath, "mok.pub"))
+	case errors.Is(err, keys.ErrNoKey) && e.dryRun:
+		e.would("make a key in %s", keys.Folder)
 		return nil
-	case noKey == nil || noCert == nil:
-		return fmt.Errorf("generate_mok: only one of %s and %s is there, and is not overwritten: move it away", key, cert)
-	case !errors.Is(noKey, fs.ErrNotExist):
-		return noKey
-	case e.dryRun:
-		e.would("make %s and %s", key, cert)
+	case errors.Is(err, keys.ErrNoKey):
+		if key, made, err = store.Ensure(ctx, keys.New{TakeOver: true}); err != nil {
+			return fmt.Errorf("generate_mok: %w", err)
+		}
+	case err != nil:
+		return fmt.Errorf("generate_mok: %w", err)
+	}
+	switch {
+	case made && key.Origin != "":
+		e.changed("took over signing key %s from %s", key.Name, key.Origin)
+	case made:
+		e.changed("made signing key %s; to have this machine trust it: kmodctl key enroll", key.Name)
+	default:
+		e.say("nothing to do: key %s signs", key.Name)
+	}
+	if len(theirs) > 0 || key.Name == keys.Configured || e.dryRun {
 		return nil
 	}
+	return linkMOK(tree)
+}
+
+// linkMOK shows the key that signs in DKMS's tree: root, who alone may read it, finds it under the names that it has there.
+func linkMOK(tree string) error {
 	if err := os.MkdirAll(tree, 0o755); err != nil {
 		return err
 	}
-	private, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		return err
+	for _, l := range mokLinks {
+		if err := os.Symlink(l.to, filepath.Join(tree, l.name)); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
 	}
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 159))
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	name := pkix.Name{CommonName: "DKMS module signing key"} // what mokutil --list-enrolled shows, as it does of DKMS
-	template := &x509.Certificate{SerialNumber: serial, Subject: name, NotBefore: now, NotAfter: now.AddDate(100, 0, 0),
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		return err
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		return err
-	}
-	if err := writeNew(key, 0o600, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})); err != nil {
-		return err
-	}
-	if err := writeNew(cert, 0o644, der); err != nil {
-		return err
-	}
-	e.changed("made %s and %s: mokutil --import %[2]s asks the firmware to trust what is signed with it", key, cert)
 	return nil
 }
 
-// writeNew writes a file that must not be there.
-func writeNew(name string, mode fs.FileMode, text []byte) error {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
-		return err
+// frameKey is the pair of files that framework.conf names, as far as it is somebody else's and there: DKMS makes one that is not.
+func (e *env) frameKey(frame map[string]string) (key, cert string) {
+	key, cert = frame["mok_signing_key"], frame["mok_certificate"]
+	file, err := e.root.Path(key)
+	if key == "" || cert == "" || isToken(key) || errors.Is(err, fs.ErrNotExist) {
+		return "", ""
 	}
-	_, err = f.Write(text)
-	return errors.Join(err, f.Sync(), f.Close())
+	if own := keys.Folder + "/"; strings.HasPrefix(e.root.Inside(file), own) || strings.HasPrefix(path.Clean(key), own) {
+		return "", ""
+	}
+	return key, cert
 }
+
+// isToken tells the URI of a key in a token (RFC 7512) from a file.
+func isToken(key string) bool { return strings.HasPrefix(key, "pkcs11:") }

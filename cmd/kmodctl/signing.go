@@ -61,8 +61,8 @@ func (e *env) signConfig(ctx context.Context) (signConfig, error) {
 	if frame["try_sign_modules"] == "false" {
 		c.Mode = cmp.Or(c.Mode, signNever)
 	}
-	if c.Key == "" && c.Cert == "" && len(c.Command) == 0 && frame["mok_signing_key"] != "" {
-		c.Key, c.Cert = frame["mok_signing_key"], frame["mok_certificate"]
+	if c.Key == "" && c.Cert == "" && len(c.Command) == 0 {
+		c.Key, c.Cert = e.frameKey(frame)
 	}
 	c.Mode, c.Hash = cmp.Or(c.Mode, signAuto), cmp.Or(c.Hash, signHash)
 	return c, nil

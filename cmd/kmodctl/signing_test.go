@@ -20,7 +20,7 @@ func TestSignConfig(t *testing.T) {
 		{"[sign]\nmode = \"always\"\nhash = \"sha512\"\nkey = \"/k\"\ncert = \"/c\"\n", frame, signConfig{Mode: "always", Hash: "sha512", Key: "/k", Cert: "/c"}},
 	} {
 		root := t.TempDir()
-		for name, text := range map[string]string{configFile: c.toml, "/etc/dkms/framework.conf": c.frame} {
+		for name, text := range map[string]string{configFile: c.toml, "/etc/dkms/framework.conf": c.frame, "/etc/pki/my.priv": "a key"} {
 			file := filepath.Join(root, name)
 			if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 				t.Fatal(err)
