@@ -23,7 +23,7 @@ func fleet(t *testing.T, packages int) (machine, keys.Key) {
 	m := newMachine(t)
 	m.must(t, "remove", "net")
 	key := m.newKey(t)
-	modules := []string{"crc7", "crc16", "ts_kmp", "ts_bm", "ts_fsm", "crc64", "libarc4", "cordic", "crc8", "libdes", "libchacha", "lru_cache", "libpoly1305", "libcurve25519-generic", "dummy"}
+	modules := []string{"crc7", "crc16", "ts_kmp", "ts_bm", "ts_fsm", "crc64", "libarc4", "cordic", "crc8", "libdes", "libchacha", "lru_cache", "libpoly1305", "bch", "dummy"}
 	if packages > len(modules) {
 		t.Fatalf("%d packages of %d modules", packages, len(modules))
 	}
@@ -190,8 +190,8 @@ func (m machine) checkSecret(t testing.TB, of []keys.Key) {
 
 // signedScenarios are those of TestTortureFaults that sign.
 var signedScenarios = []scenario{
-	{name: "sign", before: withNet, args: []string{"install", "net@1.0", "disk"}, spoil: func(t testing.TB, m machine) { m.newKey(t) }},
-	{name: "resign", before: withNet, args: []string{"resign", "--all"}, holds: staySigned, spoil: func(t testing.TB, m machine) {
+	{name: "sign", before: withNet, args: []string{"install", "net@1.0"}, spoil: func(t testing.TB, m machine) { m.newKey(t) }},
+	{name: "resign", before: withNet, args: []string{"resign", "net"}, holds: staySigned, spoil: func(t testing.TB, m machine) {
 		m.newKey(t)
 		m.must(t, "install", "net@1.0", "disk")
 		m.newKey(t)
