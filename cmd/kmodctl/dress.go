@@ -67,6 +67,9 @@ func (e *env) newDresser(ctx context.Context, asked bool) (*dresser, error) {
 		return nil, err
 	}
 	d.store = d.sign.store(e)
+	if err := e.promote(ctx, d.store); err != nil {
+		return nil, err
+	}
 	d.enforced = e.enforcesSignatures()
 	if d.sign.Mode == signNever && !asked {
 		return d, nil

@@ -22,6 +22,7 @@ func TestSignedAsSignFile(t *testing.T) {
 	rels := releases(t)
 	root := newRoot(t, rels...)
 	_, paths := examplePaths(t)
+	file(t, filepath.Join(root, configFile), "compress = \"none\"\n")
 	must(t, append([]string{"--root", root, "build", "../../examples/acme-led"}, paths...)...)
 	modules, err := filepath.Glob(filepath.Join(root, "lib/modules/*/updates/kmodctl/*.ko"))
 	if want := 8 * len(rels); err != nil || len(modules) != want {

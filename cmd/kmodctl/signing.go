@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/term"
 
 	"kmodctl/internal/dkms"
+	"kmodctl/internal/efi"
 	"kmodctl/internal/keys"
 	"kmodctl/internal/modsig"
 )
@@ -71,6 +73,23 @@ func (e *env) signConfig(ctx context.Context) (signConfig, error) {
 // store are the machine's signing keys, with the one that the administrator names.
 func (c signConfig) store(e *env) keys.Store {
 	return keys.Open(e.root).With(keys.Config{Key: c.Key, Cert: c.Cert, Command: c.Command})
+}
+
+// promote makes the next key the one that signs, once the firmware trusts it: what the one before has signed is trusted as well.
+func (e *env) promote(ctx context.Context, store keys.Store) error {
+	all, err := store.List()
+	i := slices.IndexFunc(all, func(k keys.Key) bool { return k.State == keys.StateNext })
+	if i < 0 || e.dryRun {
+		return nil // what cannot be read, the search for the active key tells
+	}
+	at := efi.ReadState(e.root).EnrolmentOf(all[i].Cert)
+	if len(at.In) == 0 || len(at.Revoked) > 0 || at.Leaving {
+		return nil
+	}
+	if _, err = store.Activate(ctx); err == nil {
+		e.changed("key %s is trusted by now (%s), and signs from now on", all[i].Name, strings.Join(at.In, ", "))
+	}
+	return err
 }
 
 // passphraseVariable names a file whose first line is the passphrase of the signing key; /dev/fd/N is one too.

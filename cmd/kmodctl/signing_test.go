@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"kmodctl/internal/efi"
 	"kmodctl/internal/kernel"
 )
 
@@ -51,4 +52,25 @@ func TestSignConfigRefused(t *testing.T) {
 			t.Errorf("%s: %v, want %s", text, err, want)
 		}
 	}
+}
+
+// TestPromote: the next key waits until the firmware has it, and then signs without being asked for.
+func TestPromote(t *testing.T) {
+	root := withFirmware(t, secureBootOn)
+	km := inRoot(t, root)
+	km(0, "key", "new")
+	km(0, "key", "rotate")
+	next := []byte(km(0, "key", "show", "mok2", "--der").out)
+	first := []byte(km(0, "key", "show", "mok1", "--der").out)
+	active := func(want string) {
+		t.Helper()
+		km(0, "resign", "--all")
+		says(t, km(0, "key", "show").out, "name:       "+want+"\n")
+	}
+	setVariables(t, root, certificates("MokListRT", efi.Shim, first))
+	active("mok1")
+	setVariables(t, root, certificates("MokListRT", efi.Shim, first, next), certificates("MokListXRT", efi.Shim, next))
+	active("mok1") // and revoked
+	setVariables(t, root, certificates("MokListXRT", efi.Shim))
+	active("mok2")
 }
