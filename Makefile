@@ -58,14 +58,15 @@ FUZZTIME ?= 20000x
 fuzz:
 	.ci/fuzz $(FUZZTIME)
 
-# What boots kernels; its log has the table of refusals. The test binary is the guest's init, so it has to be static.
-LOADER := ^(TestRefusals|TestOnRealKernels|TestCompressedOnRealKernels)$$
+# What boots kernels to load modules; its log has the table of refusals, what is said of signatures, and how long loads take
+# beside modprobe's. The test binary is the guest's init, so it has to be static.
+LOADER := ^(TestRefusals|TestOnRealKernels|TestCompressedOnRealKernels|TestSignaturesOnRealKernels|TestLoadsOnRealKernels)$$
 loader:
-	CGO_ENABLED=0 $(TEST) -timeout 30m -run '$(LOADER)' -v ./loader
+	CGO_ENABLED=0 $(TEST) -p 1 -timeout 30m -tags $(TAGS) -run '$(LOADER)' -v ./loader ./cmd/kmodctl
 
 e2e: all
 	CGO_ENABLED=0 $(TEST) -timeout 30m ./internal/vm
-	CGO_ENABLED=0 $(TEST) -timeout 30m -tags $(TAGS) -skip Torture -v ./cmd/kmodctl
+	CGO_ENABLED=0 $(TEST) -timeout 30m -tags $(TAGS) -skip 'Torture|$(LOADER)' -v ./cmd/kmodctl
 
 # What the registry withstands; in full it takes hours.
 registry:

@@ -70,7 +70,7 @@ func onRealKernels(t *testing.T, root string, rels []string) {
 }
 
 // program is a program of this machine, in /sbin of the guest, and the libraries that it needs.
-func program(t *testing.T, name string) []vm.File {
+func program(t testing.TB, name string) []vm.File {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {

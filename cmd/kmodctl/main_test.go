@@ -28,12 +28,8 @@ func TestMain(m *testing.M) {
 	dkms.Stage()
 	loader.Stage()
 	vm.Main(func() int {
-		switch os.Getenv(guestEnv) {
-		case "":
-		case guestPackaged:
-			return packagedChecks()
-		default:
-			return guestChecks()
+		if mode := os.Getenv(guestEnv); mode != "" {
+			return guestMain(mode)
 		}
 		testscript.Main(tidy{m}, map[string]func(){"kmodctl": main})
 		return 0
