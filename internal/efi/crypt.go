@@ -27,7 +27,7 @@ const (
 	cryptDigits  = "./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 )
 
-// ErrPassword: MokManager reads 1 to 256 characters of ASCII, from a keyboard that it takes for an American one.
+// ErrPassword says: MokManager reads 1 to 256 characters of ASCII, from a keyboard that it takes for an American one.
 var ErrPassword = errors.New("a password of MokManager has 1 to 256 characters, all of ASCII")
 
 // HashPassword hashes a password with a salt of its own.

@@ -49,7 +49,7 @@ var lists = []struct {
 	{"MokListRT", Shim}, {"MokListXRT", Shim}, {"MokNew", Shim}, {"MokDel", Shim},
 }
 
-// ErrNotMounted: the machine has UEFI variables, and nothing shows them.
+// ErrNotMounted says: the machine has UEFI variables, and nothing shows them.
 var ErrNotMounted = errors.New("efivarfs is not mounted on " + varsDir)
 
 // ReadState reads what this user may read. It has no error of its own: State.Errors and List.Err say what is not known.

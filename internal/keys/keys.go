@@ -34,10 +34,10 @@ const (
 	StateOld    = "old"    // it signed once, or the configuration names another
 )
 
-// ErrNoKey: there is no key that signs.
+// ErrNoKey says that there is no key that signs.
 var ErrNoKey = errors.New("this machine has no signing key")
 
-// ErrPassphrase: the passphrase of a private key is wrong.
+// ErrPassphrase says that the passphrase of a private key is wrong.
 var ErrPassphrase = errors.New("wrong passphrase")
 
 // Key is what is known of a key without its private half.

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrEncrypted: the private key has a passphrase, and none was given.
+// ErrEncrypted says that the private key has a passphrase, and none was given.
 var ErrEncrypted = errors.New("the key has a passphrase")
 
 // errOldCipher is a key as openssl wrote it before 1.0: its cipher is weak, and a wrong passphrase is not noticed.
