@@ -77,16 +77,17 @@ func (c signConfig) store(e *env) keys.Store {
 
 // promote makes the next key the one that signs, once the firmware trusts it: what the one before has signed is trusted as well.
 func (e *env) promote(ctx context.Context, store keys.Store) error {
-	all, err := store.List()
+	all, _ := store.List() // what cannot be read, the search for the active key tells
 	i := slices.IndexFunc(all, func(k keys.Key) bool { return k.State == keys.StateNext })
 	if i < 0 || e.dryRun {
-		return nil // what cannot be read, the search for the active key tells
+		return nil
 	}
 	at := efi.ReadState(e.root).EnrolmentOf(all[i].Cert)
 	if len(at.In) == 0 || len(at.Revoked) > 0 || at.Leaving {
 		return nil
 	}
-	if _, err = store.Activate(ctx); err == nil {
+	_, err := store.Activate(ctx)
+	if err == nil {
 		e.changed("key %s is trusted by now (%s), and signs from now on", all[i].Name, strings.Join(at.In, ", "))
 	}
 	return err
