@@ -1,5 +1,5 @@
 # kmodctl's make targets. Each is .PHONY: `build` is a folder here.
-.PHONY: all build demo test setup check unit oracle fuzz loader e2e registry torture bench bench-dkms debian test-debian docs packages clean
+.PHONY: all build demo test setup check unit oracle fuzz loader e2e registry torture signing test-secureboot bench bench-dkms debian test-debian docs packages clean
 
 GO      ?= go
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo devel)
@@ -29,6 +29,7 @@ test:
 	$(PART) loader 'the loader on real kernels: every refusal and its cause' $(MAKE) loader
 	$(PART) registry 'the registry: faults, kills, full disks' $(MAKE) registry
 	$(PART) main  'the main job on real kernels' $(MAKE) e2e
+	$(PART) signing 'Secure Boot: both kernels below UEFI and shim' $(MAKE) signing
 	$(PART) debian 'Debian: dkms replaced, kernels and packages come and go' $(MAKE) debian
 
 setup:
@@ -66,7 +67,15 @@ loader:
 
 e2e: all
 	CGO_ENABLED=0 $(TEST) -timeout 30m ./internal/vm
-	CGO_ENABLED=0 $(TEST) -timeout 30m -tags $(TAGS) -skip 'Torture|$(LOADER)' -v ./cmd/kmodctl
+	CGO_ENABLED=0 $(TEST) -timeout 30m -tags $(TAGS) -skip 'Torture|^TestSecureBoot$$|$(LOADER)' -v ./cmd/kmodctl
+
+# One boot of each kernel below UEFI; test-secureboot has all: a key in db, in MokListRT and through shim, Secure Boot on and off.
+signing:
+	CGO_ENABLED=0 $(TEST) -timeout 60m -tags $(TAGS) -run '^TestSecureBoot$$' -v ./cmd/kmodctl
+
+test-secureboot:
+	.ci/setup test
+	KMODCTL_SECUREBOOT=full $(PART) signing 'Secure Boot: every way to trust a key, on and off' $(MAKE) signing
 
 # What the registry withstands; in full it takes hours.
 registry:

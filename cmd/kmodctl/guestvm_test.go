@@ -29,6 +29,9 @@ func guestMain(mode string) int {
 	switch what, rest, _ := strings.Cut(mode, " "); what {
 	case guestPackaged:
 		return packagedChecks()
+	case guestSecureBoot:
+		os.Unsetenv(guestEnv) // for the kmodctl that it runs, which is this program too
+		return secureBootChecks()
 	case guestLoads:
 		g.loadChecks()
 	case guestRace:
