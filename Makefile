@@ -67,7 +67,7 @@ loader:
 
 e2e: all
 	CGO_ENABLED=0 $(TEST) -timeout 30m ./internal/vm
-	CGO_ENABLED=0 $(TEST) -timeout 30m -tags $(TAGS) -skip 'Torture|^TestSecureBoot$$|$(LOADER)' -v ./cmd/kmodctl
+	CGO_ENABLED=0 $(TEST) -timeout 60m -tags $(TAGS) -skip 'Torture|^TestSecureBoot$$|$(LOADER)' -v ./cmd/kmodctl
 
 # One boot of each kernel below UEFI; test-secureboot has all: a key in db, in MokListRT and through shim, Secure Boot on and off.
 signing:
