@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kmodctl/internal/kernel"
 )
 
 // runDir is where the locks are, below Loader.Root. It goes with the boot, as the
@@ -60,7 +62,7 @@ func (l *locks) module(ctx context.Context, name string) (free func(), err error
 		return nil, err
 	}
 	for {
-		err := flock(f, unix.LOCK_EX|unix.LOCK_NB)
+		err := kernel.Flock(f, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return func() { f.Close() }, nil
 		}
@@ -70,14 +72,6 @@ func (l *locks) module(ctx context.Context, name string) (free func(), err error
 		if err != nil {
 			f.Close()
 			return nil, err
-		}
-	}
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
-			return err
 		}
 	}
 }
@@ -101,12 +95,12 @@ func (l *locks) enter() (*presence, error) {
 		return nil, err
 	}
 	p := &presence{file: f}
-	if p.first = flock(f, unix.LOCK_EX|unix.LOCK_NB) == nil; p.first {
+	if p.first = kernel.Flock(f, unix.LOCK_EX|unix.LOCK_NB) == nil; p.first {
 		err = f.Truncate(0)
 		p.size = 1
 	}
 	// To share it is waited for only as long as another looks whether he is alone.
-	if err = errors.Join(err, flock(f, unix.LOCK_SH)); err == nil {
+	if err = errors.Join(err, kernel.Flock(f, unix.LOCK_SH)); err == nil {
 		_, err = f.Write([]byte{'.'})
 	}
 	if err != nil {

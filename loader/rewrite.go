@@ -80,16 +80,7 @@ func lockTemp(ctx context.Context, dir *os.Root, name string) (*os.File, error) 
 		if err != nil {
 			return nil, err
 		}
-		taken := make(chan error, 1)
-		go func() { taken <- waitForLock(f) }()
-		select {
-		case err = <-taken:
-		case <-ctx.Done(): // a blocked flock cannot be called off
-			go func() { <-taken; f.Close() }()
-			return nil, context.Cause(ctx)
-		}
-		if err != nil {
-			f.Close()
+		if err := kernel.Lock(ctx, f); err != nil {
 			return nil, err
 		}
 		// Who held it has renamed or removed it: then it is a lock of nothing.
@@ -101,14 +92,6 @@ func lockTemp(ctx context.Context, dir *os.Root, name string) (*os.File, error) 
 		f.Close()
 		if thereErr != nil && !errors.Is(thereErr, fs.ErrNotExist) {
 			return nil, thereErr
-		}
-	}
-}
-
-func waitForLock(f *os.File) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
-			return err
 		}
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kmodctl/internal/kernel"
 )
 
 const (
@@ -28,7 +30,7 @@ func acquire(ctx context.Context, tree *os.Root, o WriterOptions) (*os.File, err
 	if err != nil {
 		return nil, err
 	}
-	err = errors.Join(f.Chmod(0o600), flock(f, unix.LOCK_EX|unix.LOCK_NB))
+	err = errors.Join(f.Chmod(0o600), kernel.Flock(f, unix.LOCK_EX|unix.LOCK_NB))
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		if o.Timeout < 0 {
 			f.Close()
@@ -37,22 +39,17 @@ func acquire(ctx context.Context, tree *os.Root, o WriterOptions) (*os.File, err
 		if o.Waiting != nil {
 			o.Waiting(holder(tree))
 		}
-		var late <-chan time.Time
+		wait, cancel := ctx, func() {}
 		if o.Timeout > 0 {
-			late = time.After(o.Timeout)
+			wait, cancel = context.WithTimeout(ctx, o.Timeout)
 		}
-		taken := make(chan error, 1)
-		go func() { taken <- flock(f, unix.LOCK_EX) }()
-		giveUp := func() { // a blocked flock cannot be called off
-			go func() { <-taken; f.Close() }()
-		}
-		select {
-		case err = <-taken:
-		case <-ctx.Done():
-			giveUp()
+		err = kernel.Lock(wait, f)
+		cancel()
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
 			return nil, fmt.Errorf("wait for %s: %w", holder(tree), context.Cause(ctx))
-		case <-late:
-			giveUp()
+		case errors.Is(err, context.DeadlineExceeded):
 			return nil, &BusyError{Holder: holder(tree), Waited: o.Timeout}
 		}
 	}
@@ -71,14 +68,6 @@ func acquire(ctx context.Context, tree *os.Root, o WriterOptions) (*os.File, err
 // are closed on exec. Kernels before 5.11 do not know how; there it is left out.
 func keepToOurselves() {
 	unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
-			return err
-		}
-	}
 }
 
 // signLock writes since when we are, and who. A full disk

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kmodctl/internal/kernel"
 )
 
 func TestAbsentRegistryIsEmpty(t *testing.T) {
@@ -339,7 +341,7 @@ func init() {
 			return err
 		}
 		defer f.Close()
-		return fmt.Errorf("uid %d opened %s, flock: %v", os.Getuid(), f.Name(), flock(f, unix.LOCK_EX|unix.LOCK_NB))
+		return fmt.Errorf("uid %d opened %s, flock: %v", os.Getuid(), f.Name(), kernel.Flock(f, unix.LOCK_EX|unix.LOCK_NB))
 	}
 }
 

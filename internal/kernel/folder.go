@@ -1,11 +1,14 @@
 package kernel
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path"
+
+	"golang.org/x/sys/unix"
 )
 
 // Folder opens a folder inside r: this very one, whatever happens to its name afterwards. With perm
@@ -36,4 +39,30 @@ func SyncFolder(dir *os.Root) error {
 		return err
 	}
 	return errors.Join(f.Sync(), f.Close())
+}
+
+// Flock is flock(2), begun again when a signal interrupts it.
+func Flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// Lock takes f's lock for us alone, and waits for who has it. After an error, that of ctx too, f is closed, or will
+// be: a blocked flock cannot be called off.
+func Lock(ctx context.Context, f *os.File) error {
+	taken := make(chan error, 1)
+	go func() { taken <- Flock(f, unix.LOCK_EX) }()
+	select {
+	case err := <-taken:
+		if err != nil {
+			f.Close()
+		}
+		return err
+	case <-ctx.Done():
+		go func() { <-taken; f.Close() }()
+		return context.Cause(ctx)
+	}
 }

@@ -18,7 +18,8 @@ import (
 	"time"
 
 	"github.com/youmark/pkcs8"
-	"golang.org/x/sys/unix"
+
+	"kmodctl/internal/kernel"
 )
 
 // newPrefix begins the name of a folder that is not a key yet; "active" and "next" are made under it too.
@@ -151,30 +152,18 @@ func (s Store) lock(ctx context.Context) (*locked, error) {
 		return nil, err
 	}
 	l := &locked{dir, f}
-	taken := make(chan error, 1)
-	go func() { taken <- flock(f) }()
-	select {
-	case err = <-taken:
-	case <-ctx.Done(): // a blocked flock cannot be called off
-		go func() { <-taken; l.Close() }()
-		return nil, context.Cause(ctx)
+	if err := kernel.Lock(ctx, f); err != nil {
+		dir.Close()
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("lock %s: %w", Folder, err)
 	}
-	if err == nil {
-		err = l.sweep()
-	}
-	if err != nil {
+	if err := l.sweep(); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("lock %s: %w", Folder, err)
 	}
 	return l, nil
-}
-
-func flock(f *os.File) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
-			return err
-		}
-	}
 }
 
 func (l *locked) Close() error { return errors.Join(l.file.Close(), l.Root.Close()) }
