@@ -46,7 +46,10 @@ type Target struct {
 func NewTarget(root kernel.Root, release string, index *Index, lookup Lookup, state *State) *Target {
 	t := &Target{root: root, release: release, index: index, lookup: lookup, state: state}
 	t.kernel = sync.OnceValue(func() kernel.Release {
-		k, _ := kernel.Get(root, release) // one that has no folder here has no facts
+		k, err := kernel.Get(root, release)
+		if err != nil { // one that has no folder here has no facts but in /boot
+			k = kernel.Release{Name: release, Root: root}
+		}
 		return k
 	})
 	t.reference = sync.OnceValue(t.findReference)
@@ -79,24 +82,7 @@ func (t *Target) intree(path string) bool {
 }
 
 // option is the value of a name of the kernel's configuration, without CONFIG_; "" when the configuration is not here.
-func (t *Target) option(name string) string {
-	if tree := t.kernel().Tree; tree != nil {
-		if value, err := tree.Config.Get(name); err == nil {
-			return value
-		}
-	}
-	f, err := t.root.Open("/boot/config-" + t.release)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	config, err := kernel.ParseConfig(f)
-	if err != nil {
-		return ""
-	}
-	value, _ := config.Get(name)
-	return value
-}
+func (t *Target) option(name string) string { return t.kernel().Option(name) }
 
 // arch is uname -m of the kernel, "" when nothing tells.
 func (t *Target) arch() string {

@@ -26,22 +26,17 @@ func (t *Target) readPolicy() *policy {
 		return nil
 	}
 	read := func(name string) string { return readLine(under(t.root, name)) }
-	enforce := read("sys/module/module/parameters/sig_enforce")
+	enforcement := t.root.Enforcement()
 	return &policy{
 		capable:     maySysModule(t.root),
 		disabled:    read("proc/sys/kernel/modules_disabled") == "1",
-		sigEnforce:  enforce == "Y",
-		signatures:  enforce != "",
-		lockdown:    isLockedDown(read("sys/kernel/security/lockdown")),
+		sigEnforce:  enforcement.Enforced(),
+		signatures:  enforcement.SigEnforce != "",
+		lockdown:    enforcement.Locked(),
 		keys:        sync.OnceValue(func() []string { return asymmetricKeys(read("proc/keys")) }),
 		appraises:   appraises(read("proc/cmdline")),
 		blacklisted: blacklist(read("proc/cmdline")),
 	}
-}
-
-// isLockedDown reads /sys/kernel/security/lockdown: "none [integrity] confidentiality".
-func isLockedDown(levels string) bool {
-	return strings.Contains(levels, "[integrity]") || strings.Contains(levels, "[confidentiality]")
 }
 
 // asymmetricKeys reads /proc/keys (proc_keys(5)), whose lines for keys that sign modules are

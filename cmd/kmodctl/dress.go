@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 
 	"kmodctl/internal/efi"
@@ -89,15 +87,11 @@ func (e *env) enforcesSignatures() bool {
 	if !e.root.IsHost() {
 		return false
 	}
-	enforce, _ := e.root.ReadFile("/sys/module/module/parameters/sig_enforce")
-	if strings.HasPrefix(string(enforce), "Y") {
-		return true
+	at := e.root.Enforcement()
+	if at.Enforced() || at.Lockdown != "" {
+		return at.SignedOnly()
 	}
-	lockdown, err := e.root.ReadFile("/sys/kernel/security/lockdown")
-	if err != nil {
-		return efi.ReadState(e.root).Enforced() == efi.On
-	}
-	return bytes.Contains(lockdown, []byte("[integrity]")) || bytes.Contains(lockdown, []byte("[confidentiality]"))
+	return efi.ReadState(e.root).Enforced() == efi.On
 }
 
 // signs reports whether the modules of a package get a signature.

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -167,8 +165,7 @@ func firmwareOf(s efi.State) firmwareFacts {
 }
 
 func nameOf(cert *x509.Certificate) certName {
-	sum := sha256.Sum256(cert.Raw)
-	return certName{cert.Subject.String(), hex.EncodeToString(sum[:])}
+	return certName{cert.Subject.String(), keys.Key{Cert: cert}.Fingerprint()}
 }
 
 // trust is what decides about modules: firmware, kernels, our keys.
@@ -215,68 +212,30 @@ func (e *env) trust(ctx context.Context) (*trust, error) {
 func (t *trust) kernelTrust(k kernel.Release) kernelTrust {
 	kt := kernelTrust{Release: k.Name, Running: k.Running, SignedOnly: no, Why: "it takes unsigned modules, and notes that it did"}
 	if k.Running {
-		kt.SigEnforce = t.line("/sys/module/module/parameters/sig_enforce") == "Y"
-		kt.Lockdown = lockdownLevel(t.line("/sys/kernel/security/lockdown"))
+		at := t.root.Enforcement()
+		kt.SigEnforce, kt.Lockdown = at.Enforced(), at.Lockdown
 		switch {
-		case kt.SigEnforce && kt.locked():
+		case at.Enforced() && at.Locked():
 			kt.SignedOnly, kt.Why = yes, "module.sig_enforce, and lockdown ("+kt.Lockdown+")"
-		case kt.SigEnforce:
+		case at.Enforced():
 			kt.SignedOnly, kt.Why = yes, "module.sig_enforce"
-		case kt.locked():
+		case at.Locked():
 			kt.SignedOnly, kt.Why = yes, "lockdown ("+kt.Lockdown+")"
 		}
 		return kt
 	}
 	switch enforced := t.firmware.Enforced(); {
-	case configOption(t.root, k, "MODULE_SIG_FORCE") == "y":
+	case k.Option("MODULE_SIG_FORCE") == "y":
 		kt.SignedOnly, kt.Why = yes, "CONFIG_MODULE_SIG_FORCE"
 	case enforced == efi.Unknown:
 		kt.SignedOnly, kt.Why = unknown, "whether Secure Boot is on is not known"
 	case enforced == efi.Off:
-	case configOption(t.root, k, "LOCK_DOWN_IN_EFI_SECURE_BOOT") == "y":
+	case k.Option("LOCK_DOWN_IN_EFI_SECURE_BOOT") == "y":
 		kt.SignedOnly, kt.Why = yes, "Secure Boot is on, and CONFIG_LOCK_DOWN_IN_EFI_SECURE_BOOT"
-	case configOption(t.root, k, "LOCK_DOWN_IN_EFI_SECURE_BOOT") == "":
+	case k.Option("LOCK_DOWN_IN_EFI_SECURE_BOOT") == "":
 		kt.SignedOnly, kt.Why = unknown, "Secure Boot is on, and the kernel's configuration is not here"
 	}
 	return kt
-}
-
-func (k kernelTrust) locked() bool { return k.Lockdown != "" && k.Lockdown != "none" }
-
-// lockdownLevel is the word in brackets of "none [integrity] confidentiality".
-func lockdownLevel(levels string) string {
-	_, rest, _ := strings.Cut(levels, "[")
-	level, _, _ := strings.Cut(rest, "]")
-	return level
-}
-
-// line is the content of a file of one line, "" when it is not there.
-func (t *trust) line(name string) string {
-	text, err := t.root.ReadFile(name)
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(text))
-}
-
-// configOption is a value of a kernel's configuration, of its build tree or /boot; "" when neither is here.
-func configOption(root kernel.Root, k kernel.Release, name string) string {
-	if k.Tree != nil {
-		if value, err := k.Tree.Config.Get(name); err == nil {
-			return value
-		}
-	}
-	f, err := root.Open("/boot/config-" + k.Name)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	config, err := kernel.ParseConfig(f)
-	if err != nil {
-		return ""
-	}
-	value, _ := config.Get(name)
-	return value
 }
 
 // Where one of our keys stands in the firmware.

@@ -73,11 +73,11 @@ func (t *trust) judge(m *moduleTrust, k kernelTrust, file []byte) {
 		unverified("unsigned")
 		return
 	}
-	info := signatureName(file)
-	m.SignedBy, m.Hash = info, sig.HashName()
-	cert, err := sig.Verify(image, t.known(k.Release, sig))
-	if i := slices.IndexFunc(t.known(k.Release, sig), sig.Names); i >= 0 {
-		name := nameOf(t.known(k.Release, sig)[i])
+	m.SignedBy, m.Hash = signatureName(file), sig.HashName()
+	known := t.known(k.Release, sig)
+	cert, err := sig.Verify(image, known)
+	if i := slices.IndexFunc(known, sig.Names); i >= 0 {
+		name := nameOf(known[i])
 		m.SignedBy, m.Signer = name.Subject, name.SHA256
 	}
 	switch {
@@ -163,7 +163,7 @@ func (t *trust) trusts(release string, cert *x509.Certificate) bool {
 func (t *trust) option(release, name string) string {
 	for _, k := range t.releases {
 		if k.Name == release {
-			return configOption(t.root, k, name)
+			return k.Option(name)
 		}
 	}
 	return ""

@@ -155,3 +155,19 @@ func (c Config) hasAll(exprs []string) (bool, error) {
 	}
 	return true, nil
 }
+
+// Option is the value of a name of the kernel's configuration, without CONFIG_, from its build tree or else /boot; "" when
+// neither is here.
+func (r Release) Option(name string) string {
+	if r.Tree != nil {
+		if value, err := r.Tree.Config.Get(name); err == nil {
+			return value
+		}
+	}
+	config, err := readConfig(r.Root, "/boot/config-"+r.Name)
+	if err != nil {
+		return ""
+	}
+	value, _ := config.Get(name)
+	return value
+}
