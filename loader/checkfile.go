@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -100,7 +101,11 @@ func (c *check) content(info *ko.Info, path string) {
 	if ref := c.target.reference(); c.target.Thorough && ref != nil && ref.Signature != nil {
 		ownKey = ref.Signature.Signer == s.Signer && ref.Signature.KeyID == s.KeyID
 	}
-	if !ownKey && len(c.target.Trusted) == 0 {
+	var certs []*x509.Certificate
+	if !ownKey && c.target.Trusted != nil {
+		certs = c.target.Trusted()
+	}
+	if !ownKey && len(certs) == 0 {
 		return
 	}
 	data, err := os.ReadFile(path)
@@ -114,7 +119,6 @@ func (c *check) content(info *ko.Info, path string) {
 	if err != nil {
 		return
 	}
-	certs := c.target.Trusted
 	if ownKey {
 		image, err := c.target.vmlinux()
 		if err != nil {

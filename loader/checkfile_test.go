@@ -67,7 +67,7 @@ func TestCheckOfFirmwareSignature(t *testing.T) {
 			t.Fatal(err)
 		}
 		target := loader.NewTarget("/", release, index, nil, nil)
-		target.Trusted = c.trusted
+		target.Trusted = func() []*x509.Certificate { return c.trusted }
 		found := false
 		for _, f := range loader.Check(insertion("dummy", path, ""), target) {
 			found = found || f.Cause == loader.CauseSignatureDiffers && f.Errno == unix.EKEYREJECTED && f.Severity == loader.Refused

@@ -24,8 +24,9 @@ type Target struct {
 	// seconds. It is for telling why, and not for every load.
 	Thorough bool
 
-	// Trusted are certificates that the kernel has beside those in its image: the firmware's and shim's.
-	Trusted []*x509.Certificate
+	// Trusted gets the certificates that the kernel has beside those in its image, the firmware's and shim's, when a signature
+	// is to be verified; nil for none.
+	Trusted func() []*x509.Certificate
 
 	root    kernel.Root
 	release string

@@ -86,6 +86,12 @@ func (e *env) readConfig() (config, error) {
 	return c, nil
 }
 
+// configuration is what the administrator says, read once for a job.
+func (j *job) configuration() (config, error) {
+	j.configuring.Do(func() { j.admin, j.adminErr = j.readConfig() })
+	return j.admin, j.adminErr
+}
+
 // read adds what a file says.
 func (c *config) read(file string, text []byte) error {
 	err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(c)

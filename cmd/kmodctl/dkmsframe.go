@@ -101,7 +101,7 @@ func (j *job) postTransaction(ctx context.Context, release string) {
 
 // unfitTransaction says why post_transaction is not run, "" when it is.
 func (j *job) unfitTransaction() string {
-	conf, err := j.readConfig()
+	conf, err := j.configuration()
 	switch {
 	case err != nil:
 		return err.Error()

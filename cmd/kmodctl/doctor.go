@@ -341,11 +341,11 @@ func (e *env) checkInitramfs(ctx context.Context, kernels []kernel.Release) (fou
 			if i.Release != k.Name {
 				continue
 			}
-			src, err := reg.Source(i.Package, i.Version)
+			wanted, err := wantsInitramfs(reg, i.Package, i.Version)
 			if err != nil {
 				return found, err
 			}
-			if !wantsInitramfs(src) {
+			if !wanted {
 				continue
 			}
 			if info, err := os.Stat(image); image != "" && err == nil && info.ModTime().Before(i.At) {

@@ -51,25 +51,25 @@ func compressFault(value string) string {
 
 // dresses returns the command's dresser.
 func (j *job) dresses(ctx context.Context) (*dresser, error) {
-	j.dressing.Do(func() { j.dresser, j.dresserErr = j.newDresser(ctx, j.signAll) })
+	j.dressing.Do(func() { j.dresser, j.dresserErr = j.newDresser(ctx) })
 	return j.dresser, j.dresserErr
 }
 
-func (e *env) newDresser(ctx context.Context, asked bool) (*dresser, error) {
-	conf, err := e.readConfig()
+func (j *job) newDresser(ctx context.Context) (*dresser, error) {
+	conf, err := j.configuration()
 	if err != nil {
 		return nil, err
 	}
-	d := &dresser{compress: cmp.Or(conf.Compress, compressAuto), asked: asked, packed: map[string]string{}}
-	if d.sign, err = e.signConfig(ctx); err != nil {
+	d := &dresser{compress: cmp.Or(conf.Compress, compressAuto), asked: j.signAll, packed: map[string]string{}}
+	if d.sign, err = j.framed(ctx, conf.Sign); err != nil {
 		return nil, err
 	}
-	d.store = d.sign.store(e)
-	if err := e.promote(ctx, d.store); err != nil {
+	d.store = d.sign.store(j.env)
+	if err := j.promote(ctx, d.store); err != nil {
 		return nil, err
 	}
-	d.enforced = e.enforcesSignatures()
-	if d.sign.Mode == signNever && !asked {
+	d.enforced = j.enforcesSignatures()
+	if d.sign.Mode == signNever && !d.asked {
 		return d, nil
 	}
 	switch key, err := d.store.Active(); {

@@ -56,8 +56,10 @@ func (e *env) initramfsModules(ctx context.Context, releases []string) error {
 		return err
 	}
 	for _, i := range installs {
-		src, err := reg.Source(i.Package, i.Version)
-		if slices.Contains(releases, i.Release) && err == nil && wantsInitramfs(src) {
+		if !slices.Contains(releases, i.Release) {
+			continue
+		}
+		if wanted, err := wantsInitramfs(reg, i.Package, i.Version); err == nil && wanted {
 			fmt.Fprintln(e.out, i.Module)
 		}
 	}
@@ -68,8 +70,8 @@ func (e *env) initramfsModules(ctx context.Context, releases []string) error {
 // one of what was installed says that it must be in there.
 func (j *job) initramfsStale(ctx context.Context, k kernel.Release, installed []registry.Artifact) {
 	wanted := slices.ContainsFunc(installed, func(a registry.Artifact) bool {
-		src, err := j.reg.Source(a.Package, a.Version)
-		return err == nil && wantsInitramfs(src)
+		wanted, err := wantsInitramfs(j.reg, a.Package, a.Version)
+		return err == nil && wanted
 	})
 	if wanted && !j.options.newKernel {
 		j.mu.Lock()
@@ -98,8 +100,12 @@ func (e *env) remakeInitramfs(ctx context.Context, release string) error {
 	return nil
 }
 
-// wantsInitramfs reports whether the initramfs must hold the modules of a source.
-func wantsInitramfs(src registry.Source) bool {
-	m, err := build.ParseManifest(build.ManifestFile, []byte(src.Manifest)) // a dkms.conf cannot say it
-	return err == nil && m.Initramfs
+// wantsInitramfs reports whether the initramfs must hold the modules of a package.
+func wantsInitramfs(reg *registry.Registry, pkg, version string) (bool, error) {
+	src, err := reg.Source(pkg, version)
+	if err != nil {
+		return false, err
+	}
+	m, err := build.ParseManifest(build.ManifestFile, []byte(src.Manifest))
+	return err == nil && m.Initramfs, nil // a dkms.conf cannot say it
 }

@@ -124,6 +124,14 @@ func cmdUninstall(e *env) *cli.Command {
 	}
 }
 
+// kernelsOf are the releases of rows.
+func kernelsOf(installs []registry.Install) (releases []string) {
+	for _, i := range installs {
+		releases = append(releases, i.Release)
+	}
+	return releases
+}
+
 // uninstall takes packages out of kernels. Where those go too, nothing is to be done for them afterwards.
 func (e *env) uninstall(ctx context.Context, args, releases []string, kernelsGo bool) error {
 	if len(args) == 0 {
@@ -138,11 +146,7 @@ func (e *env) uninstall(ctx context.Context, args, releases []string, kernelsGo 
 	if err != nil {
 		return err
 	}
-	var known []string
-	for _, i := range installs {
-		known = append(known, i.Release)
-	}
-	if err := e.checkKernels(releases, known); err != nil {
+	if err := e.checkKernels(releases, kernelsOf(installs)); err != nil {
 		return err
 	}
 	byRelease := map[string][]string{}

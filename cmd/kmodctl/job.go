@@ -48,7 +48,10 @@ type job struct {
 	postInstall map[target]script          // of what is about to be installed
 	scripting   sync.Mutex                 // scripts of packages run one after the other
 	weaker      sync.Once                  // to tell that builds are not isolated as well as can be
-	dressing    sync.Once                  // of the following
+	configuring sync.Once                  // of the following
+	admin       config
+	adminErr    error
+	dressing    sync.Once // of the following
 	dresser     *dresser
 	dresserErr  error
 }

@@ -203,7 +203,7 @@ func (j *job) perform(ctx context.Context, s script, run func(log *os.File) erro
 // fitScript finds a script of a source, in the folder that the source was added from, or else the administrator's own of
 // that name; why says why it must not be run.
 func (j *job) fitScript(src registry.Source, script string) (dir, file, why string) {
-	conf, err := j.readConfig()
+	conf, err := j.configuration()
 	inside := j.root.Inside(src.Origin)
 	switch {
 	case err != nil:

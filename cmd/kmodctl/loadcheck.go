@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"slices"
+	"sync"
 
 	"kmodctl/internal/efi"
 	"kmodctl/internal/ko"
@@ -14,16 +15,15 @@ import (
 func (l *loading) target() *loader.Target {
 	t := loader.NewTarget(l.root, l.release, l.index, l.own.find, l.state)
 	if l.state != nil {
-		t.Trusted = firmwareTrust(efi.ReadState(l.root))
+		t.Trusted = sync.OnceValue(func() []*x509.Certificate { return firmwareTrust(efi.ReadState(l.root)) })
 	}
 	return t
 }
 
 // firmwareTrust are the certificates that a kernel takes from firmware and shim.
-func firmwareTrust(s efi.State) []*x509.Certificate {
-	certs := s.List("db").Certificates()
-	if s.Enforced() != efi.Off {
-		certs = append(certs, s.List("MokListRT").Certificates()...)
+func firmwareTrust(s efi.State) (certs []*x509.Certificate) {
+	for _, l := range s.Trusted() {
+		certs = append(certs, l.Certificates()...)
 	}
 	return certs
 }

@@ -25,7 +25,7 @@ type reuser struct {
 // planReuse has builds replaced by reuses in a plan, where that is wished for and the modules fit. A reuse that is no
 // longer wished for is built.
 func (j *job) planReuse(choices []choice, steps []build.Step) error {
-	conf, err := j.readConfig()
+	conf, err := j.configuration()
 	if err != nil {
 		return err
 	}

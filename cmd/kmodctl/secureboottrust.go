@@ -146,17 +146,16 @@ func (t *trust) builtinOf(release string) []*x509.Certificate {
 	return t.builtin[release]
 }
 
-// trusts reports whether a kernel has a certificate among those that modules may be signed with. It reads shim's list under
-// Secure Boot only, and what is revoked with CONFIG_SYSTEM_REVOCATION_LIST only (load_uefi.c; measured: docs/signing.md).
+// trusts reports whether a kernel has a certificate among those that modules may be signed with. What is revoked it reads with
+// CONFIG_SYSTEM_REVOCATION_LIST only (load_uefi.c; measured: docs/signing.md).
 func (t *trust) trusts(release string, cert *x509.Certificate) bool {
 	if slices.ContainsFunc(t.builtin[release], cert.Equal) {
 		return true
 	}
-	at := t.firmware.EnrolmentOf(cert)
-	if len(at.Revoked) > 0 && t.option(release, "SYSTEM_REVOCATION_LIST") != "n" {
+	if len(t.firmware.EnrolmentOf(cert).Revoked) > 0 && t.option(release, "SYSTEM_REVOCATION_LIST") != "n" {
 		return false
 	}
-	return slices.Contains(at.In, "db") || len(at.In) > 0 && t.firmware.Enforced() != efi.Off
+	return slices.ContainsFunc(t.firmware.Trusted(), func(l efi.List) bool { return l.Has(cert) })
 }
 
 // option is a value of the configuration of a kernel that is here; "" when it is not known.

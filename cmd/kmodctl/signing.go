@@ -55,7 +55,11 @@ func (e *env) signConfig(ctx context.Context) (signConfig, error) {
 	if err != nil {
 		return conf.Sign, err
 	}
-	c := conf.Sign
+	return e.framed(ctx, conf.Sign)
+}
+
+// framed completes what config.toml says by what framework.conf does, and by the defaults.
+func (e *env) framed(ctx context.Context, c signConfig) (signConfig, error) {
 	frame, err := dkms.ReadFramework(ctx, e.root, "")
 	if err != nil {
 		return c, err

@@ -37,11 +37,7 @@ func (e *env) signInstalled(ctx context.Context, c signingCommand) error {
 	if err != nil {
 		return err
 	}
-	var known []string
-	for _, i := range installs {
-		known = append(known, i.Release)
-	}
-	if err := e.checkKernels(c.releases, known); err != nil {
+	if err := e.checkKernels(c.releases, kernelsOf(installs)); err != nil {
 		return err
 	}
 	due, err := c.due(reg, installs)

@@ -152,6 +152,16 @@ func (s State) List(name string) List {
 	return List{Name: name}
 }
 
+// Trusted are the lists whose certificates a kernel verifies modules with: shim's is read under Secure Boot only
+// (load_uefi_certs, security/integrity/platform_certs/load_uefi.c; measured: docs/signing.md).
+func (s State) Trusted() []List {
+	all := []List{s.List("db")}
+	if s.Enforced() != Off {
+		all = append(all, s.List("MokListRT"))
+	}
+	return all
+}
+
 // Certificates are those of a list that can be read.
 func (l List) Certificates() (certs []*x509.Certificate) {
 	for _, e := range l.Entries {
