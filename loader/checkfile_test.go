@@ -2,10 +2,7 @@ package loader_test
 
 import (
 	"crypto"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
-	"math/big"
 	"os"
 	"path/filepath"
 	"testing"
@@ -33,19 +30,7 @@ func TestCheckOfFirmwareSignature(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(7)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key, cert := stranger(t, "a stranger")
 	signed, err := modsig.Sign(image, key, cert, crypto.SHA256)
 	if err != nil {
 		t.Fatal(err)

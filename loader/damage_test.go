@@ -246,19 +246,30 @@ func signed(signFile, key, cert string) damage {
 	return program(signFile, "sha256", key, cert)
 }
 
-// strangersKey makes an RSA key and its certificate.
-func strangersKey(t *testing.T) (key, cert string) {
+// stranger is an RSA key that no kernel knows, and its certificate.
+func stranger(t *testing.T, name string) (*rsa.PrivateKey, *x509.Certificate) {
 	t.Helper()
 	private, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(0x6b6d6f64), Subject: pkix.Name{CommonName: "a stranger"},
+	template := &x509.Certificate{SerialNumber: big.NewInt(0x6b6d6f64), Subject: pkix.Name{CommonName: name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
-	public, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
 	if err != nil {
 		t.Fatal(err)
 	}
+	public, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return private, public
+}
+
+// strangersKey makes the files of such a key.
+func strangersKey(t *testing.T) (key, cert string) {
+	t.Helper()
+	private, public := stranger(t, "a stranger")
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
 	if err != nil {
 		t.Fatal(err)
@@ -268,7 +279,7 @@ func strangersKey(t *testing.T) (key, cert string) {
 	if err := os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(cert, public, 0o600); err != nil {
+	if err := os.WriteFile(cert, public.Raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return key, cert

@@ -2,26 +2,18 @@ package main
 
 import (
 	"bytes"
-	"crypto"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"text/tabwriter"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"kmodctl/internal/ko"
-	"kmodctl/internal/modsig"
 	"kmodctl/internal/vm"
 	"kmodctl/loader"
 )
@@ -135,7 +127,7 @@ func signatureFiles(t *testing.T, release string) (files []vm.File, dir string) 
 	}
 	for name, content := range map[string][]byte{
 		"unsigned": unsigned,
-		"unknown":  signedByStranger(t, unsigned),
+		"unknown":  newSigner(t, "a stranger").sign(t, unsigned),
 		"tampered": bytes.Replace(trusted, []byte("description=LLC"), []byte("description=llc"), 1),
 		"trusted":  trusted,
 	} {
@@ -146,30 +138,6 @@ func signatureFiles(t *testing.T, release string) (files []vm.File, dir string) 
 		files = append(files, vm.File{Guest: filepath.Join(guestFiles, name+".ko"), Host: file})
 	}
 	return append(files, vm.File{Guest: guestBinary, Host: path}, vm.File{Guest: intree, Host: intree}), dir
-}
-
-// signedByStranger signs a module with a key that no kernel knows.
-func signedByStranger(t *testing.T, module []byte) []byte {
-	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(0x6b6d6f64), Subject: pkix.Name{CommonName: "a stranger"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signed, err := modsig.Sign(module, key, cert, crypto.SHA256)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signed
 }
 
 // signatureChecks is the main program of the virtual machine.
