@@ -36,7 +36,7 @@ func (c *Config) addCommandLine(line string) {
 	}
 }
 
-// bootWords splits a command line at blanks outside quotes.
+// bootWords splits a command line at blanks outside quotes; kmod takes 0xa0 for none, but the kernel would split there.
 func bootWords(line string) func(yield func(string) bool) {
 	return func(yield func(string) bool) {
 		start, quoted := 0, false
@@ -44,7 +44,7 @@ func bootWords(line string) func(yield func(string) bool) {
 			switch {
 			case i < len(line) && line[i] == '"':
 				quoted = !quoted
-			case i == len(line) || strings.IndexByte(" \t\n\v\f\r", line[i]) >= 0 && !quoted:
+			case i == len(line) || strings.IndexByte(blanks, line[i]) >= 0 && !quoted:
 				if i > start && !yield(line[start:i]) {
 					return
 				}
@@ -67,5 +67,5 @@ func bootParam(word string) (module, param string, ok bool) {
 	module, param, ok = strings.Cut(word, ".")
 	name, _, _ := strings.Cut(param, "=")
 	closed := strings.Count(word, `"`)%2 == 0
-	return module, param, ok && closed && module != "" && name != "" && !strings.ContainsAny(module, "=[]\" \t") && !strings.ContainsAny(name, ".\" \t")
+	return module, param, ok && closed && module != "" && name != "" && !hasByte(module, blanks+`"=[]`) && !hasByte(name, blanks+`".`)
 }
