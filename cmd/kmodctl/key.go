@@ -91,7 +91,7 @@ func (k *keyCommand) takes(counts ...int) error {
 	if slices.Contains(counts, len(k.args)) {
 		return nil
 	}
-	return usagef("key %s: %d arguments: kmodctl key --help", k.word, len(k.args))
+	return usagef("key %s does not take %s: kmodctl key --help", k.word, count(len(k.args), "argument"))
 }
 
 func (k *keyCommand) list() error {

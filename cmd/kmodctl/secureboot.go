@@ -343,7 +343,7 @@ func (e *env) printSecureBoot(f secureBootFacts) error {
 			parts = append(parts, c.Subject)
 		}
 		if l.Hashes > 0 {
-			parts = append(parts, count(l.Hashes, "hash"))
+			parts = append(parts, fmt.Sprintf("hashes: %d", l.Hashes))
 		}
 		if l.Error != "" {
 			parts = append(parts, l.Error)

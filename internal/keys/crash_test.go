@@ -63,6 +63,25 @@ func TestCutOff(t *testing.T) {
 	}
 }
 
+// TestNotWritten: of a key that cannot be put in its place no part stays.
+func TestNotWritten(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, Folder)
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "mok1"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s := Open(kernel.Root(root))
+	if _, _, err := s.Ensure(t.Context(), New{}); err == nil {
+		t.Fatal("a key took the place of a file")
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, newPrefix+"*")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %q, %v", left, err)
+	}
+	if _, err := s.Active(); !errors.Is(err, ErrNoKey) {
+		t.Errorf("it is a key all the same: %v", err)
+	}
+}
+
 // TestTakeOver: a pair that DKMS has is used, rather than a key that nobody trusts yet; not one that others could have read.
 func TestTakeOver(t *testing.T) {
 	mine := t.TempDir()

@@ -114,7 +114,7 @@ func (s Store) add(ctx context.Context, state string, make func(name string) (pa
 		return all[i], false, nil
 	}
 	if err := dir.put(name, state, p); err != nil {
-		return Key{}, false, fmt.Errorf("write key %s: %w", name, err)
+		return Key{}, false, fmt.Errorf("write key %s: %w", name, errors.Join(err, dir.sweep())) // no part of a private key stays
 	}
 	all, err = s.read(dir.Root)
 	i := slices.IndexFunc(all, func(k Key) bool { return k.Name == name })
