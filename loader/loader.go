@@ -20,7 +20,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -95,7 +94,7 @@ type StepResult struct {
 }
 
 // parallel is how many steps run at once: inits wait for hardware, not for processors.
-var parallel = max(4, runtime.NumCPU())
+const parallel = 16
 
 // Run carries out a plan: a step begins when those that it needs are done, and
 // independent ones run at once. A step that fails ends the plan, unless it is
