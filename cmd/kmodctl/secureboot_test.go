@@ -23,7 +23,7 @@ import (
 // signerOf is a certificate and what is signed with it.
 type signerOf struct {
 	cert *x509.Certificate
-	key  *rsa.PrivateKey
+	key  crypto.Signer
 }
 
 func newSigner(t testing.TB, name string) signerOf {
@@ -32,6 +32,11 @@ func newSigner(t testing.TB, name string) signerOf {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return signerWith(t, name, key)
+}
+
+func signerWith(t testing.TB, name string, key crypto.Signer) signerOf {
+	t.Helper()
 	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().AddDate(1, 0, 0)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -46,7 +51,12 @@ func newSigner(t testing.TB, name string) signerOf {
 
 func (s signerOf) sign(t testing.TB, image []byte) []byte {
 	t.Helper()
-	signed, err := modsig.Sign(image, s.key, s.cert, crypto.SHA256)
+	return s.signOver(t, image, crypto.SHA256)
+}
+
+func (s signerOf) signOver(t testing.TB, image []byte, hash crypto.Hash) []byte {
+	t.Helper()
+	signed, err := modsig.Sign(image, s.key, s.cert, hash)
 	if err != nil {
 		t.Fatal(err)
 	}

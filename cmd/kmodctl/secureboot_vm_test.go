@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
-	"crypto/rsa"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"debug/pe"
 	"encoding/json"
@@ -18,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kmodctl/internal/efi"
+	"kmodctl/internal/kernel"
 	"kmodctl/internal/ko"
 	"kmodctl/internal/modsig"
 	"kmodctl/internal/vm"
@@ -77,7 +81,8 @@ func bootSecurely(t *testing.T, root, release, way string, on bool) {
 		t.Fatalf("%s has no efivarfs", release)
 	}
 	owner, loader := newSigner(t, "test owner"), newSigner(t, "test loader")
-	files := append(signedFiles(t, root, release),
+	ec := ellipticSigner(t)
+	files := append(signedFiles(t, root, release, ec),
 		vm.File{Guest: guestBinary, Link: "/init"}, // the test binary is kmodctl by that name
 		vm.File{Guest: "/mod/" + filepath.Base(efivarfs[0]), Host: efivarfs[0]},
 		vm.File{Guest: "/etc/kmodctl/keys", Host: filepath.Join(root, "etc/kmodctl/keys")},
@@ -86,7 +91,7 @@ func bootSecurely(t *testing.T, root, release, way string, on bool) {
 	var out, console bytes.Buffer
 	code, err := vm.Run(t.Context(), vm.Config{
 		Image: filepath.Join(root, "boot/vmlinuz-"+release),
-		UEFI:  firmwareFor(t, root, way, on, owner, loader),
+		UEFI:  firmwareFor(t, root, way, on, owner, loader, ec),
 		Init:  self, Env: map[string]string{guestEnv: guestSecureBoot, guestWay: way, guestOn: fmt.Sprint(on)},
 		Files: files, Output: &out, Console: &console,
 	})
@@ -104,8 +109,18 @@ func bootSecurely(t *testing.T, root, release, way string, on bool) {
 	}
 }
 
-// firmwareFor is firmware that trusts our active key by one way.
-func firmwareFor(t *testing.T, root, way string, on bool, owner, loader signerOf) *vm.UEFI {
+// ellipticSigner has a key on P-256, which Debian's 6.12 verifies and its 6.1 does not.
+func ellipticSigner(t *testing.T) signerOf {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signerWith(t, "test elliptic", key)
+}
+
+// firmwareFor is firmware that trusts our active key, and one on an elliptic curve, by one way.
+func firmwareFor(t *testing.T, root, way string, on bool, owner, loader, ec signerOf) *vm.UEFI {
 	mok := read(t, root, "etc/kmodctl/keys/mok1/cert.der")
 	const secured = 0x20 | efi.NonVolatile | efi.BootService | efi.Runtime // written with a signature
 	variable := func(name string, of efi.GUID, attributes uint32, certs ...[]byte) vm.Variable {
@@ -117,11 +132,11 @@ func firmwareFor(t *testing.T, root, way string, on bool, owner, loader signerOf
 	}
 	switch way {
 	case byDB:
-		u.Variables = append(u.Variables, variable("db", efi.Security, secured, owner.cert.Raw, mok))
+		u.Variables = append(u.Variables, variable("db", efi.Security, secured, owner.cert.Raw, mok, ec.cert.Raw))
 	case byMOK:
-		u.Variables = append(u.Variables, variable("db", efi.Security, secured, owner.cert.Raw), variable("MokListRT", efi.Shim, efi.NonVolatile|efi.BootService|efi.Runtime, mok))
+		u.Variables = append(u.Variables, variable("db", efi.Security, secured, owner.cert.Raw), variable("MokListRT", efi.Shim, efi.NonVolatile|efi.BootService|efi.Runtime, mok, ec.cert.Raw))
 	case byShim:
-		u.Variables = append(u.Variables, variable("db", efi.Security, secured, owner.cert.Raw), variable("MokList", efi.Shim, efi.NonVolatile|efi.BootService, loader.cert.Raw, mok))
+		u.Variables = append(u.Variables, variable("db", efi.Security, secured, owner.cert.Raw), variable("MokList", efi.Shim, efi.NonVolatile|efi.BootService, loader.cert.Raw, mok, ec.cert.Raw))
 		u.Disk = func(kernel, initramfs, cmdline string) (string, error) {
 			return shimDisk(t, kernel, initramfs, cmdline, owner, loader)
 		}
@@ -166,7 +181,11 @@ func shimDisk(t *testing.T, kernel, initramfs, cmdline string, owner, loader sig
 		from, to string
 	}{{owner, "/usr/lib/shim/shimx64.efi.signed", "BOOTX64.EFI"}, {loader, uki, "grubx64.efi"}} {
 		key, cert := filepath.Join(work, "key.pem"), filepath.Join(work, "cert.pem")
-		writePEM(t, key, "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(s.by.key))
+		der, err := x509.MarshalPKCS8PrivateKey(s.by.key)
+		if err != nil {
+			return "", err
+		}
+		writePEM(t, key, "PRIVATE KEY", der)
 		writePEM(t, cert, "CERTIFICATE", s.by.cert.Raw)
 		if out, err := exec.Command("sbsign", "--key", key, "--cert", cert, "--output", filepath.Join(boot, s.to), s.from).CombinedOutput(); err != nil {
 			return "", fmt.Errorf("sbsign: %w: %s", err, out)
@@ -183,7 +202,7 @@ func writePEM(t *testing.T, name, kind string, der []byte) {
 }
 
 // signedFiles are hello for a release, signed in every way, in /mod of the guest.
-func signedFiles(t *testing.T, root, release string) (files []vm.File) {
+func signedFiles(t *testing.T, root, release string, ec signerOf) (files []vm.File) {
 	t.Helper()
 	installed, _ := filepath.Glob(filepath.Join(root, "lib/modules", release, "updates/kmodctl/hello.ko*"))
 	if len(installed) != 1 {
@@ -207,6 +226,7 @@ func signedFiles(t *testing.T, root, release string) (files []vm.File) {
 	tampered[at] = 'M'
 	for name, data := range map[string][]byte{
 		"unsigned": image, "signed": signed, "tampered": tampered,
+		"sha512": ours.signOver(t, image, crypto.SHA512), "ecdsa": ec.sign(t, image),
 		"foreign": newSigner(t, "stranger").sign(t, image), "untrusted": signerIn(t, root, "mok2").sign(t, image),
 	} {
 		files = append(files, vm.File{Guest: "/mod/" + name + "/hello.ko", Data: data})
@@ -215,7 +235,7 @@ func signedFiles(t *testing.T, root, release string) (files []vm.File) {
 }
 
 // signerIn is a key of a machine's store.
-func signerIn(t *testing.T, root, name string) signerOf {
+func signerIn(t testing.TB, root, name string) signerOf {
 	t.Helper()
 	dir := filepath.Join(root, "etc/kmodctl/keys", name)
 	block, _ := pem.Decode(read(t, dir, "key.pem"))
@@ -227,7 +247,7 @@ func signerIn(t *testing.T, root, name string) signerOf {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return signerOf{cert, key.(*rsa.PrivateKey)}
+	return signerOf{cert, key.(crypto.Signer)}
 }
 
 // secureBootChecks runs in the guest.
@@ -309,11 +329,18 @@ func (g *guest) secureBootPage(way string, on bool) {
 // signatures loads each file, after the check and without it: both come to the same.
 func (g *guest) signatures(way string, on bool) {
 	known := on || way == byDB
+	release, err := kernel.Running()
+	if err != nil {
+		g.errorf("%v", err)
+	}
+	verifiesAll := !strings.HasPrefix(release, "6.1.") // and not RSA with sha256 alone
 	for _, c := range []struct {
 		file, why string
 		loads     bool
 	}{
 		{"signed", "", true},
+		{"sha512", "cannot check this kind of signature", !on || verifiesAll},
+		{"ecdsa", "does not have the key that signed the file", !on || verifiesAll},
 		{"unsigned", "the file is unsigned", !on},
 		{"foreign", "does not have the key that signed the file", !on},
 		{"untrusted", "does not have the key that signed the file", !on},
