@@ -12,13 +12,11 @@ import (
 	"time"
 
 	"kmodctl/internal/ko"
+	"kmodctl/internal/modsig"
 )
 
 // dkmsFaults are what DKMS 3.4.3 was seen to lose or to get wrong, and what shows that kmodctl, called as dkms, does not. A letter is
 // that of one of twelve demonstrations; the others have none.
-//
-// Of h, a module whose signing fails and that is installed unsigned with exit code 0, nothing can be shown yet: kmodctl signs nothing.
-// What is held is that it does not hide that: doctor fails where the kernel wants signatures (TestDoctor).
 var dkmsFaults = []struct {
 	name string
 	dkms string // what DKMS does
@@ -33,6 +31,7 @@ var dkmsFaults = []struct {
 	{"e a forced build that fails", "forgets what was built, leaves the file, and cannot uninstall it", failedForce},
 	{"f an upgrade for one kernel", "leaves the other kernels without", func(t *testing.T, _ *dkmsHost) { upgradeOfOneKernel(t) }},
 	{"g a tarball of two kernels", "loads one of them, with exit code 0", func(t *testing.T, _ *dkmsHost) { tarballOfTwo(t) }},
+	{"h a signing that fails", "installs the module unsigned, wherever, with exit code 0", signingFails},
 	{"i one bad dkms.conf", "ends autoinstall before any other module", func(t *testing.T, _ *dkmsHost) { oneBadConf(t) }},
 	{"j a Makefile for another kernel", "installs what it made", otherKernel},
 	{"k a label of another architecture", "builds for this machine and records the other", otherArch},
@@ -223,6 +222,48 @@ func twoAtOnce(t *testing.T, h *dkmsHost) {
 		if err != nil || !strings.HasPrefix(info.Vermagic, release+" ") {
 			t.Errorf("what was built for %s is for %q (%v)", release, info.Vermagic, err)
 		}
+	}
+}
+
+// signingFails: where modules have to be signed, with a key that cannot be read nothing is installed, and what was signed and installed
+// before stays. Elsewhere the driver comes first, and it is told that it is not signed.
+func signingFails(t *testing.T, h *dkmsHost) {
+	h.one(t)
+	key, cert := newKey(t, "2048")
+	file(t, filepath.Join(h.root, "etc/h.der"), string(read(t, cert)))
+	frame := file(t, filepath.Join(h.root, "etc/dkms/framework.conf"), "mok_signing_key=/etc/h.key\nmok_certificate=/etc/h.der\n")
+	always := file(t, filepath.Join(h.root, configFile), "[sign]\nmode = \"always\"\n")
+	t.Cleanup(func() { os.Remove(frame) })
+	private := func(text string) { check(t, os.Chmod(file(t, filepath.Join(h.root, "etc/h.key"), text), 0o600)) }
+	signed := func() bool {
+		_, sig, err := modsig.Split(read(t, h.modules("updates/dkms/one.ko")))
+		check(t, err)
+		return sig != nil
+	}
+	fails := func() {
+		t.Helper()
+		private("no key\n")
+		r := command(t, dkmsCommand(t, h.root, "install", "one/1.0", "-k", h.rel, "--force"))
+		says(t, r.stderr, "/etc/h.key")
+		if r.code == 0 {
+			t.Error("exit 0")
+		}
+	}
+	fails()
+	h.is(t, "one", h.state("one/1.0", h.rel, "built"))
+	h.loads(t, "one", "")
+	private(string(read(t, key)))
+	h.dkms(t, 0, "install one/1.0 -k "+h.rel)
+	fails()
+	h.loads(t, "one", "updates/dkms/one.ko")
+	if !signed() {
+		t.Error("what was signed and installed is not there any more")
+	}
+	h.dkms(t, 0, "uninstall one/1.0 -k "+h.rel)
+	check(t, os.Remove(always))
+	says(t, h.dkms(t, 0, "install one/1.0 -k "+h.rel).stderr, "is installed unsigned, until kmodctl sign one")
+	if h.loads(t, "one", "updates/dkms/one.ko"); signed() {
+		t.Error("it is signed")
 	}
 }
 
