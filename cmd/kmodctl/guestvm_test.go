@@ -37,7 +37,7 @@ func guestMain(mode string) int {
 	case guestRace:
 		runs, _ := strconv.Atoi(rest)
 		g.race("init takes no time", "", runs)
-		g.race("each init takes 20 ms", slow(20), runs)
+		g.race(slowInits, slow(20), runs)
 	case guestSigned:
 		g.signatureChecks()
 	default:
@@ -72,19 +72,18 @@ func kbuild(t testing.TB, release, source, into string) {
 }
 
 // bootGuest boots a release with this test binary as its program, and returns what that printed. It must exit with 0.
-func bootGuest(t testing.TB, release, mode, cmdline string, files []vm.File) string {
+func bootGuest(t testing.TB, release, mode string, c vm.Config) string {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var out, console bytes.Buffer
-	code, err := vm.Run(t.Context(), vm.Config{
-		Image: "/boot/vmlinuz-" + release, Init: self, Env: map[string]string{guestEnv: mode},
-		// The timer check panics on a machine whose processors have too much else to do.
-		Append: strings.TrimSpace(cmdline + " no_timer_check"), Files: files, MemoryMB: 1024, Timeout: 25 * time.Minute,
-		Output: &out, Console: &console,
-	})
+	c.Image, c.Init, c.Env = "/boot/vmlinuz-"+release, self, map[string]string{guestEnv: mode}
+	c.MemoryMB, c.Timeout, c.Output, c.Console = 1024, 25*time.Minute, &out, &console
+	cmdline := c.Append
+	c.Append = strings.TrimSpace(cmdline + " no_timer_check") // it panics on a machine whose processors have too much else to do
+	code, err := vm.Run(t.Context(), c)
 	if err != nil || code != 0 {
 		t.Fatalf("%s on %s %s: exit %d, %v\n%s\n%s", mode, release, cmdline, code, err, out.String(), console.String())
 	}

@@ -181,6 +181,9 @@ func (g *guest) neverEnds() {
 	g.says(g.run(exitFailed, "load", "--timeout", "1s", "crash"), "load crash: ") // nor does a second one hang
 }
 
+// slowInits is the race in which it counts what is loaded at once.
+const slowInits = "each init takes 20 ms"
+
 // race loads top with all that it needs, by kmodctl and by modprobe in turn.
 func (g *guest) race(what, options string, runs int) {
 	g.options(options)

@@ -71,7 +71,7 @@ func TestSignaturesOnRealKernels(t *testing.T) {
 			for _, boot := range []string{"module.sig_enforce=1", "lockdown=integrity"} {
 				t.Run(release+" "+boot, func(t *testing.T) {
 					t.Parallel()
-					for line := range strings.Lines(bootGuest(t, release, guestSigned, boot, files)) {
+					for line := range strings.Lines(bootGuest(t, release, guestSigned, vm.Config{Append: boot, Files: files})) {
 						text, ok := strings.CutPrefix(line, answerMark)
 						if !ok {
 							continue

@@ -237,6 +237,9 @@ func (m *machine) exec(ctx context.Context, accel string, console, stderr *tail)
 		args = append(args, m.firmware("/proc/self/fd/6")...)
 		files = append(files, m.vars)
 	}
+	if m.Instructions && accel == "tcg" {
+		args = append(args, "-icount", "shift=0,sleep=off")
+	}
 	cmd := exec.CommandContext(ctx, m.qemu, args...)
 	cmd.ExtraFiles = files
 	cmd.Stdout, cmd.Stderr = m.out, stderr

@@ -51,6 +51,10 @@ type Config struct {
 	// when the guest is emulated on a machine that has more to run than processors.
 	Timeout time.Duration
 
+	// Instructions makes the guest's clock count its instructions, one a nanosecond, when it is emulated (QEMU's -icount): what
+	// is timed in it does not depend on what else this machine does. It is slower, and waits take no time.
+	Instructions bool
+
 	Output  io.Writer // what the program prints, both streams, as it comes; nil discards it
 	Console io.Writer // what the kernel prints on its console; nil discards it
 }
