@@ -14,7 +14,7 @@ import (
 // Folder opens a folder inside r: this very one, whatever happens to its name afterwards. With perm
 // other than 0 it is made if it is not there, durably, and so are those above it, which everybody may read.
 func (r Root) Folder(name string, perm fs.FileMode) (*os.Root, error) {
-	f, err := r.Open(name)
+	dir, err := r.openFolder(name)
 	if errors.Is(err, fs.ErrNotExist) && perm != 0 {
 		above, aboveErr := r.Folder(path.Dir(name), 0o755)
 		if aboveErr != nil {
@@ -22,9 +22,17 @@ func (r Root) Folder(name string, perm fs.FileMode) (*os.Root, error) {
 		}
 		err = errors.Join(above.Mkdir(path.Base(name), perm), SyncFolder(above), above.Close())
 		if err == nil || errors.Is(err, fs.ErrExist) {
-			f, err = r.Open(name)
+			dir, err = r.openFolder(name)
 		}
 	}
+	return dir, err
+}
+
+func (r Root) openFolder(name string) (*os.Root, error) {
+	if r.IsHost() {
+		return os.OpenRoot(path.Join("/", name)) // errors name it by this
+	}
+	f, err := r.Open(name)
 	if err != nil {
 		return nil, err
 	}
