@@ -135,7 +135,7 @@ func enrollNotes(s efi.State) (notes []string) {
 // enrollSteps are what MokManager, shim's blue screen, shows and asks.
 func enrollSteps(key keys.Key) []string {
 	return []string{
-		`Reboot. A blue screen says "Shim UEFI key management: Press any key to perform MOK management". Press a key within 10 seconds, else the machine boots on and the request stays.`,
+		`Reboot. A blue screen says "Shim UEFI key management: Press any key to perform MOK management". Press a key within 10 seconds, else the machine boots on and has forgotten the request: then ask again.`,
 		`Choose "Enroll MOK".`,
 		`"View key 0" shows the certificate: its subject is ` + key.Cert.Subject.String() + `, its fingerprint ` + colons(key.SHA1()) + `. Go back, and choose "Continue".`,
 		`"Enroll the key(s)?": choose "Yes".`,
