@@ -126,7 +126,7 @@ func TestDress(t *testing.T) {
 	}
 }
 
-// The installed form is kept as long as it is installed, can be got back from the file, and goes with the package.
+// The installed form is kept as long as it is installed, and no longer, and can be got back from the file.
 func TestDressedBlob(t *testing.T) {
 	root := newRoot(t)
 	r := writer(t, t.TempDir(), root)
@@ -159,6 +159,18 @@ func TestDressedBlob(t *testing.T) {
 	}
 	must(t, cure.Do())
 	isClean(t, r, root)
+	other := key.dress(t, r, a, "zstd")
+	_, err = r.Install(t.Context(), release, []Artifact{a}, other)
+	must(t, err)
+	isClean(t, r, root)
+	if _, err := os.Stat(blob); err == nil {
+		t.Error("the form that was installed before was left")
+	}
+	_, err = r.Uninstall(t.Context(), release, []string{"net"})
+	must(t, err)
+	if _, err := os.Stat(r.BlobPath(other[a.Modules[0].Digest].Digest)); err == nil {
+		t.Error("the form that was uninstalled was left")
+	}
 	_, err = r.Remove(t.Context(), "net", "1")
 	must(t, err)
 	if left, err := readNames(r.tree, blobDir); err != nil || len(left) > 0 {

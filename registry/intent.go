@@ -59,7 +59,7 @@ func (r *Registry) carryOut(m *modules, in intent, steps []step, visible bool) (
 	}
 	// The change is made and recorded. If only temporary names or the intent cannot be
 	// deleted, the next writer does that.
-	r.conclude(m)
+	r.conclude(m, in)
 	return result(in.Release, steps, visible, found), nil
 }
 
@@ -105,7 +105,7 @@ func (r *Registry) finish(in intent) error {
 	m, err := openModules(r.root, in.Release)
 	var gone *NoModulesError
 	if errors.As(err, &gone) && in.done { // the rows are right
-		return r.write(func(tx *sql.Tx) error { return deleteIntent(tx, in.Release) })
+		return r.end(in)
 	} else if errors.As(err, &gone) { // the kernel was removed since
 		if _, err := r.forget(in); err != nil {
 			return err
@@ -120,7 +120,7 @@ func (r *Registry) finish(in intent) error {
 		return err
 	}
 	if in.done {
-		return r.conclude(m)
+		return r.conclude(m, in)
 	}
 	err = r.goTo(m, in, in.Target, OutcomeOK, "")
 	word := "finished"
@@ -156,15 +156,34 @@ func (r *Registry) goTo(m *modules, in intent, target []Install, outcome, reason
 	if err := r.commit(m, in, target, outcome, reason); err != nil {
 		return err
 	}
-	return r.conclude(m)
+	return r.conclude(m, in)
 }
 
 // conclude ends an intent that is done: its temporary names go first.
-func (r *Registry) conclude(m *modules) error {
+func (r *Registry) conclude(m *modules, in intent) error {
 	if err := m.settle(); err != nil {
 		return err
 	}
-	return r.write(func(tx *sql.Tx) error { return deleteIntent(tx, m.release) })
+	return r.end(in)
+}
+
+// end deletes an intent that is done, and what was installed before it and is no artifact's.
+func (r *Registry) end(in intent) error {
+	err := r.write(func(tx *sql.Tx) error { return deleteIntent(tx, in.Release) })
+	if err == nil {
+		r.leave(r.dropBlobs(in.dressed()))
+	}
+	return err
+}
+
+// dressed are the blobs of the signed or compressed files that were installed before; what is named still stays.
+func (in *intent) dressed() (blobs []string) {
+	for _, i := range in.Before {
+		if i.Signer != "" || i.Compression() != "" {
+			blobs = append(blobs, i.Digest)
+		}
+	}
+	return blobs
 }
 
 // begin commits the intent and one running attempt for each package that a step
@@ -283,6 +302,9 @@ func (r *Registry) forget(in intent) (Result, error) {
 		}
 		return deleteIntent(tx, in.Release)
 	})
+	if err == nil {
+		r.leave(r.dropBlobs(in.dressed()))
+	}
 	return result(in.Release, steps, false, nil), err
 }
 

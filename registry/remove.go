@@ -41,13 +41,8 @@ func (r *Registry) finishRemoval(ctx context.Context, name string, versions []st
 		return nil, err
 	}
 	seen := map[string]bool{}
-	var files []string // a signed or compressed one is no blob of an artifact
 	for _, i := range rows {
-		if i.Package != name || !slices.Contains(versions, i.Version) {
-			continue
-		}
-		files = append(files, i.Digest)
-		if seen[i.Release] {
+		if i.Package != name || !slices.Contains(versions, i.Version) || seen[i.Release] {
 			continue
 		}
 		seen[i.Release] = true
@@ -59,11 +54,7 @@ func (r *Registry) finishRemoval(ctx context.Context, name string, versions []st
 			results = append(results, res)
 		}
 	}
-	err = r.RemoveSource(name, versions...)
-	if err == nil {
-		r.leave(r.dropBlobs(files))
-	}
-	return results, err
+	return results, r.RemoveSource(name, versions...)
 }
 
 // resumeRemovals finishes the removals that were cut off. One that cannot be finished
