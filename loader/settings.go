@@ -36,6 +36,9 @@ func CheckName(module string) error {
 // The line stands where the first one stood, and keeps the order.
 func SetOptions(text []byte, module string, params, unset []string) ([]byte, error) {
 	module = ko.NormalizeName(module)
+	if _, err := joinParams(params); err != nil {
+		return nil, err
+	}
 	var all []string
 	lines := settingLines(text)
 	at := lines.drop(func(l settingLine) bool {

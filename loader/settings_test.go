@@ -84,6 +84,7 @@ func FuzzSettings(f *testing.F) {
 	f.Add("# mine\\\noptions x a=1\n", "a=2", "no")
 	f.Add("install x /bin/false\nblacklist x\\", "b", "no \\")
 	f.Add("options x \"a=1\noptions y b", "a", "")
+	f.Add("# mine\n", "", "no")
 	f.Fuzz(func(t *testing.T, old, param, reason string) {
 		others := func(text []byte) (all []string) {
 			for _, line := range joinedLines(text) {
