@@ -233,7 +233,7 @@ func signingFails(t *testing.T, h *dkmsHost) {
 	file(t, filepath.Join(h.root, "etc/h.der"), string(read(t, cert)))
 	frame := file(t, filepath.Join(h.root, "etc/dkms/framework.conf"), "mok_signing_key=/etc/h.key\nmok_certificate=/etc/h.der\n")
 	always := file(t, filepath.Join(h.root, configFile), "[sign]\nmode = \"always\"\n")
-	t.Cleanup(func() { os.Remove(frame) })
+	t.Cleanup(func() { os.Remove(frame); os.Remove(always) })
 	private := func(text string) { check(t, os.Chmod(file(t, filepath.Join(h.root, "etc/h.key"), text), 0o600)) }
 	signed := func() bool {
 		_, sig, err := modsig.Split(read(t, h.modules("updates/dkms/one.ko")))
