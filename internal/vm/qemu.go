@@ -216,26 +216,29 @@ func ending(console string, begun bool) string {
 }
 
 // exec runs QEMU to its end. The kernel, the initramfs and the console are open
-// files that it finds under /proc/self/fd, so none of them needs a name.
+// files that it is handed, so none of them needs a name.
 func (m *machine) exec(ctx context.Context, accel string, console, stderr *tail) error {
-	r, w, err := os.Pipe()
+	ours, theirs, err := socketpair()
 	if err != nil {
 		return err
 	}
-	defer r.Close()
+	defer ours.Close()
 	args := []string{
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-nodefaults", "-no-user-config", "-display", "none",
 		"-M", "q35", "-accel", accel, "-cpu", "max", "-smp", "1", "-m", fmt.Sprint(m.MemoryMB),
-		"-chardev", "file,id=console,path=/proc/self/fd/5",
+		"-chardev", "socket,id=console,fd=5",
 		"-serial", "chardev:console", "-serial", "stdio",
 	}
-	files := []*os.File{m.kernel, m.initramfs, w}
+	files := []*os.File{m.kernel, m.initramfs, theirs}
 	if m.disk == "" {
 		args = append(args, "-kernel", "/proc/self/fd/3", "-initrd", "/proc/self/fd/4", "-append", m.cmdline())
 	}
 	if m.UEFI != nil {
 		args = append(args, m.firmware("/proc/self/fd/6")...)
 		files = append(files, m.vars)
+	}
+	if m.UEFI == nil || !m.UEFI.Reboots {
+		args = append(args, "-no-reboot")
 	}
 	if m.Instructions && accel == "tcg" {
 		args = append(args, "-icount", "shift=0,sleep=off")
@@ -249,10 +252,22 @@ func (m *machine) exec(ctx context.Context, accel string, console, stderr *tail)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	err = cmd.Start()
-	w.Close()
+	theirs.Close()
 	if err != nil {
 		return err
 	}
-	io.Copy(console, r) // until QEMU ends: a console that nobody reads would stop it
+	if m.Input != nil {
+		go io.Copy(ours, m.Input)
+	}
+	io.Copy(console, ours) // until QEMU ends: a console that nobody reads would stop it
 	return cmd.Wait()
+}
+
+// socketpair is the console's line, our end and QEMU's.
+func socketpair() (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "console"), os.NewFile(uintptr(fds[1]), "console"), nil
 }

@@ -19,6 +19,9 @@ type UEFI struct {
 	// place of Config.Image. It is given what QEMU would have been: the files of the kernel and of its initramfs, and
 	// the kernel's command line. nil means that Config.Image is started.
 	Disk func(kernel, initramfs, cmdline string) (folder string, err error)
+
+	// Reboots has a machine that reboots before its program has ended start again, with what is in the variables by then.
+	Reboots bool
 }
 
 // Variable is one variable of the firmware.

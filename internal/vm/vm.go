@@ -55,8 +55,9 @@ type Config struct {
 	// is timed in it does not depend on what else this machine does. It is slower, and waits take no time.
 	Instructions bool
 
+	Input   io.Reader // what somebody types at the console, which the firmware's screens read; nil is nobody
 	Output  io.Writer // what the program prints, both streams, as it comes; nil discards it
-	Console io.Writer // what the kernel prints on its console; nil discards it
+	Console io.Writer // what the firmware and the kernel print on the console; nil discards it
 }
 
 // File is one file, folder tree or symbolic link of the guest. Parent folders
