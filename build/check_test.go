@@ -49,6 +49,7 @@ func TestLook(t *testing.T) {
 			{Check{Tool: CheckSparse, Warnings: "12"}, []string{unused, space, proto}, ""},
 		} {
 			t.Run(fmt.Sprint(k.Name, c.check), func(t *testing.T) {
+				t.Parallel()
 				j, log := job(t, k, tree(t, suspectTree()))
 				found, err := Look(t.Context(), j, c.check)
 				if err != nil {

@@ -78,6 +78,9 @@ func TestRunClassifies(t *testing.T) {
 		"its own":    {hello("int f(void) { return 0 }\n"), "", "expected"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if name != "killed" { // which kills every compiler that it sees
+				t.Parallel()
+			}
 			j, log := job(t, k, tree(t, c.files))
 			if c.class == ClassTime {
 				j.TimeLimit = time.Second

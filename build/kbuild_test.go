@@ -195,6 +195,7 @@ func TestRunFails(t *testing.T) {
 			"prepare", "build hello for " + k.Name + ": prepare: false: exit status 1", "", "conftest.c"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			j, log := job(t, k, tree(t, c.files))
 			built, _, err := Run(t.Context(), j)
 			var failed *Error
