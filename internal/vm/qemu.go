@@ -231,14 +231,11 @@ func (m *machine) exec(ctx context.Context, accel string, console, stderr *tail)
 	}
 	files := []*os.File{m.kernel, m.initramfs, theirs}
 	if m.disk == "" {
-		args = append(args, "-kernel", "/proc/self/fd/3", "-initrd", "/proc/self/fd/4", "-append", m.cmdline())
+		args = append(args, "-no-reboot", "-kernel", "/proc/self/fd/3", "-initrd", "/proc/self/fd/4", "-append", m.cmdline())
 	}
 	if m.UEFI != nil {
 		args = append(args, m.firmware("/proc/self/fd/6")...)
 		files = append(files, m.vars)
-	}
-	if m.UEFI == nil || !m.UEFI.Reboots {
-		args = append(args, "-no-reboot")
 	}
 	if m.Instructions && accel == "tcg" {
 		args = append(args, "-icount", "shift=0,sleep=off")

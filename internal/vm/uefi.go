@@ -17,11 +17,9 @@ type UEFI struct {
 
 	// Disk makes the EFI system partition, a folder that begins with EFI/BOOT/BOOTX64.EFI, which the firmware starts in
 	// place of Config.Image. It is given what QEMU would have been: the files of the kernel and of its initramfs, and
-	// the kernel's command line. nil means that Config.Image is started.
+	// the kernel's command line. A machine that reboots before its program has ended starts from it again, with what is in
+	// the variables by then. nil means that Config.Image is started.
 	Disk func(kernel, initramfs, cmdline string) (folder string, err error)
-
-	// Reboots has a machine that reboots before its program has ended start again, with what is in the variables by then.
-	Reboots bool
 }
 
 // Variable is one variable of the firmware.
